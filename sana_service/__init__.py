@@ -1,0 +1,3 @@
+"""Sana and SANA-Sprint behind a typed HTTP interface."""
+
+__version__ = "0.1.0"
