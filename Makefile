@@ -1,0 +1,74 @@
+# Everything is installed into .venv; nothing outside this folder is touched.
+#   PORT=3000            where `make serve` listens
+#   TORCH_INDEX_URL=     an index with other builds of torch, such as the CPU builds of download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PORT ?= 3000
+TORCH := torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+HASHED := --require-hashes --no-deps
+
+$(VENV)/torch: Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	touch $@
+
+$(VENV)/run: requirements.txt $(VENV)/torch
+	$(PIP) install $(HASHED) -r requirements.txt
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/run
+	$(PIP) install $(HASHED) -r requirements-dev.txt
+	touch $@
+
+.PHONY: help
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: install
+install: $(VENV)/run ## install what the service needs
+
+.PHONY: serve
+serve: $(VENV)/run ## start the service on PORT (default 3000)
+	BENTOML_CONTAINERIZED=true $(BIN)/bentoml serve service:Sana --port $(PORT)
+
+.PHONY: test
+test: $(VENV)/dev ## run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/dev ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: fuzz
+fuzz: $(VENV)/dev ## run the API fuzzer at length
+	SANA_FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+
+.PHONY: build
+build: $(VENV)/run ## build the Bento
+	$(BIN)/bentoml build
+
+.PHONY: lock
+lock: ## pin the requirements anew, with hashes; needs uv
+	echo '$(TORCH)' > $(VENV)/torch.txt
+	uv pip compile -q pyproject.toml -c $(VENV)/torch.txt $(LOCK) -o requirements.txt
+	uv pip compile -q pyproject.toml --all-extras -c requirements.txt -c $(VENV)/torch.txt $(LOCK) -o requirements-dev.txt
+LOCK := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	--no-emit-package torch --no-header --no-annotate
+
+.PHONY: clean
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,191 @@
+"""One request, from the validated model to the response model.
+
+    request --> job --> artifact (engine) --> encoded images (images) --> stored URLs --> response
+
+Does no device work and no encoding of its own; it never blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sana_service import __version__
+from sana_service.contract.errors import DeadlinePassed, Unavailable, from_engine
+from sana_service.contract.schemas import BaseInput, ImageFile, Output, SanaOutput, SanaSprintOutput
+from sana_service.contract.sizes import resolve_size
+from sana_service.contract.styles import apply_style
+from sana_service.engine.errors import EngineError
+from sana_service.engine.job import Artifact, Job, ModelName
+from sana_service.images import EncodedImage, Encoder, data_uri
+from sana_service.metadata import ImageMetadata
+from sana_service.storage import Storage, StorageError
+from sana_service.telemetry import get_logger, request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sana_service.engine.engine import Engine
+    from sana_service.settings import Settings
+
+logger = get_logger("generation")
+
+_OUTPUTS: dict[ModelName, type[Output]] = {"base": SanaOutput, "sprint": SanaSprintOutput}
+_SAMPLERS: dict[ModelName, str] = {"base": "DPM++ 2M", "sprint": "SCM"}
+_SEEDS = 2**64
+_RANDOM_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a request needs on its way; one for the process.
+
+    Args:
+        engine: draws.
+        encoder: makes files of pixels.
+        storage: keeps files.
+        settings: the operator's.
+        model_names: what each model is called in an image's metadata.
+    """
+
+    engine: Engine
+    encoder: Encoder
+    storage: Storage
+    settings: Settings
+    model_names: dict[ModelName, str]
+
+    async def run(self, model: ModelName, request: BaseInput, base_url: str) -> Output:
+        """Generate, encode and store the images of a request.
+
+        Args:
+            base_url: scheme and host under which `/files/` is reached.
+
+        Raises:
+            ServiceError: the request cannot be served; nothing of it is left in the storage.
+        """
+        deadline = time.monotonic() + self.settings.request_timeout_seconds
+        job = self._job(model, request, deadline)
+        if self.settings.log_prompts:
+            logger.info("prompt %r, negative prompt %r", request.prompt, request.negative_prompt)
+        artifact = await self._draw(job)
+        timings = dict(artifact.timings)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                with _timed(timings, "encode"):
+                    encoded = await self.encoder.encode_all(
+                        artifact.pixels, request.output_format, self._metadata(request, job)
+                    )
+                with _timed(timings, "store"):
+                    files = await self._publish(encoded, request.sync_mode, base_url)
+        except TimeoutError as error:
+            raise DeadlinePassed("The request's deadline passed before the image was stored.") from error
+        return self._output(request, job, artifact, files, timings)
+
+    def _job(self, model: ModelName, request: BaseInput, deadline: float) -> Job:
+        size = resolve_size(request.image_size)
+        prompt, negative_prompt = apply_style(request.style_name, request.prompt, request.negative_prompt)
+        seed = request.seed if request.seed is not None else secrets.randbelow(_RANDOM_SEEDS)
+        return Job(
+            model=model,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            width=size.width,
+            height=size.height,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            seeds=tuple((seed + i) % _SEEDS for i in range(request.num_images)),
+            check_safety=request.enable_safety_checker,
+            deadline=deadline,
+            request_id=request_id.get(),
+        )
+
+    async def _draw(self, job: Job) -> Artifact:
+        try:
+            return await asyncio.wrap_future(self.engine.submit(job))
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
+        except EngineError as error:
+            raise from_engine(error) from error
+
+    def _metadata(self, request: BaseInput, job: Job) -> list[ImageMetadata | None]:
+        if not self.settings.embed_metadata:
+            return [None] * len(job.seeds)
+        return [
+            ImageMetadata(
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt,
+                model=job.model,
+                model_name=self.model_names[job.model],
+                sampler=_SAMPLERS[job.model],
+                num_inference_steps=job.num_inference_steps,
+                guidance_scale=job.guidance_scale,
+                seed=seed,
+                width=job.width,
+                height=job.height,
+                style_name=request.style_name,
+                version=__version__,
+            )
+            for seed in job.seeds
+        ]
+
+    async def _publish(self, images: list[EncodedImage], inline: bool, base_url: str) -> list[ImageFile]:
+        if inline:
+            uris = await asyncio.gather(*(asyncio.to_thread(data_uri, image) for image in images))
+            names = [f"{secrets.token_hex(16)}.{image.extension}" for image in images]
+            return [_file(image, name, uri) for image, name, uri in zip(images, names, uris, strict=True)]
+        puts = [
+            asyncio.ensure_future(asyncio.to_thread(self.storage.put, image.data, image.extension))
+            for image in images
+        ]
+        try:
+            names = await asyncio.gather(*puts)
+        except (StorageError, asyncio.CancelledError) as error:
+            await asyncio.shield(self._withdraw(puts))
+            if isinstance(error, StorageError):
+                logger.error("storing an image failed: %s", error)
+                raise Unavailable("The image storage does not answer, retry later.") from error
+            raise
+        base = self.settings.public_url or base_url
+        return [_file(image, name, f"{base}/files/{name}") for image, name in zip(images, names, strict=True)]
+
+    async def _withdraw(self, puts: list[asyncio.Future[str]]) -> None:
+        """Delete what was stored for a request that failed; expiry would find it later anyway."""
+        for outcome in await asyncio.gather(*puts, return_exceptions=True):
+            if isinstance(outcome, str):
+                with contextlib.suppress(StorageError):
+                    await asyncio.to_thread(self.storage.delete, outcome)
+
+    @staticmethod
+    def _output(
+        request: BaseInput, job: Job, artifact: Artifact, files: list[ImageFile], timings: dict[str, float]
+    ) -> Output:
+        return _OUTPUTS[job.model](
+            images=files,
+            seed=job.seeds[0],
+            has_nsfw_concepts=list(artifact.flagged),
+            prompt=request.prompt,
+            timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
+        )
+
+
+def _file(image: EncodedImage, name: str, url: str) -> ImageFile:
+    return ImageFile(
+        url=url,
+        content_type=image.content_type,
+        file_name=name,
+        file_size=len(image.data),
+        width=image.width,
+        height=image.height,
+    )
+
+
+@contextlib.contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - started

@@ -1,0 +1,127 @@
+"""The request body: bounded, JSON, and valid, before BentoML sees it.
+
+The checks come in the contract's order: size, media type, JSON, fields. The body goes on as it
+came, so BentoML's own parsing finds only what passed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sana_service.contract.errors import BodyTooLarge, InvalidBody, InvalidFields, UnsupportedMediaType
+from sana_service.contract.schemas import SprintInput, TextToImageInput
+from sana_service.http.routes import GENERATE, SPRINT
+
+MAX_BODY_BYTES = 256 * 1024
+# A client that is still sending when the connection closes sees a reset instead of the answer.
+_MAX_DISCARDED_BYTES = 16 * 1024 * 1024
+
+_MODELS: dict[str, type[BaseModel]] = {GENERATE: TextToImageInput, SPRINT: SprintInput}
+
+
+class RequestBody:
+    """413, 415, 400 and 422; a request whose client leaves is cancelled."""
+
+    def __init__(self, app: ASGIApp, max_pixels: int) -> None:
+        self.app = app
+        self._context = {"max_pixels": max_pixels}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = _MODELS.get(scope["path"])
+        if model is None:
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await _read(receive)
+        except ClientDisconnect:
+            return
+        _check_media_type(Headers(scope=scope))
+        data = _parse(body)
+        try:
+            model.model_validate(data, context=self._context)
+        except ValidationError as error:
+            raise InvalidFields(error) from error
+        await _run_until_disconnect(self.app, scope, body, receive, send)
+
+
+async def _read(receive: Receive) -> bytes:
+    body = bytearray()
+    received_bytes = 0
+    more = True
+    while more and received_bytes <= _MAX_DISCARDED_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        received_bytes += len(chunk)
+        if received_bytes <= MAX_BODY_BYTES:
+            body += chunk
+        more = message.get("more_body", False)
+    if received_bytes > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"The body must be at most {MAX_BODY_BYTES} bytes.")
+    return bytes(body)
+
+
+def _check_media_type(headers: Headers) -> None:
+    if "content-encoding" in headers:
+        raise UnsupportedMediaType("The body must not have a Content-Encoding.")
+    media_types = [value.partition(";")[0].strip().lower() for value in headers.getlist("content-type")]
+    if media_types != ["application/json"]:
+        raise UnsupportedMediaType("The Content-Type must be application/json.")
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    if not body.strip():
+        raise InvalidBody("The body is empty; a JSON object is needed")
+    try:
+        data = from_json(body)
+    except ValueError as error:
+        raise InvalidBody(f"The body is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InvalidBody("The body must be a JSON object")
+    return data
+
+
+async def _run_until_disconnect(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """Run the app on a body already read; when the client leaves before the answer, cancel it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    gone = asyncio.Event()
+    answered = False
+
+    async def replay() -> Message:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def note_end(message: Message) -> None:
+        nonlocal answered
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            answered = True
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        # servers report a disconnect after a complete response, too
+        if not answered:
+            answer.cancel()
+
+    answer = asyncio.ensure_future(app(scope, replay, note_end))
+    watcher = asyncio.create_task(watch())
+    try:
+        await answer
+    except asyncio.CancelledError:
+        answer.cancel()
+        if not gone.is_set():
+            raise
+    finally:
+        watcher.cancel()

@@ -1,0 +1,190 @@
+"""The life of a worker process: load, warm up, serve, drain.
+
+Models load in the background, so that the process answers its probes meanwhile. A load that fails
+ends the process with one line and a non-zero code: nothing is gained by a server that never
+becomes ready, and the orchestrator shows what an exit code says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sana_service.contract.errors import Unavailable
+from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
+from sana_service.engine.engine import Engine
+from sana_service.generation import Generation
+from sana_service.images import Encoder
+from sana_service.models.load import Models, load_models, resolve_device, resolve_kind
+from sana_service.safety import load_safety_model
+from sana_service.storage import Storage, StorageError
+from sana_service.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from sana_service.engine.job import ModelName
+    from sana_service.settings import Settings
+
+logger = get_logger("runtime")
+
+SignalHandler = Callable[[int, FrameType | None], object]
+
+_SWEEP_SECONDS = 30.0
+_DRAIN_POLL_SECONDS = 0.05
+_WARM_UP_PROMPT = "a red circle on a white background"
+
+
+class Runtime:
+    """Owns the engine, the encoder and the storage of a worker."""
+
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._encoder = Encoder()
+        self._generation: Generation | None = None
+        self._ready = False
+        self._draining = False
+        self._in_flight = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a warm-up made an image on each endpoint, and requests are still accepted."""
+        return self._ready and not self._draining
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can still recover by itself."""
+        return self._generation is None or self._generation.engine.healthy
+
+    async def start(self) -> None:
+        """Begin to load; returns at once."""
+        self._drain_on_signals()
+        if self._settings.api_keys_file is None:
+            logger.warning("no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody")
+        self._spawn(self._load())
+        self._spawn(self._sweep())
+
+    async def stop(self) -> None:
+        """Stop the engine; whatever still runs is cancelled."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._generation is not None:
+            await asyncio.to_thread(self._generation.engine.stop)
+        self._encoder.close()
+
+    async def generate(self, model: ModelName, request: BaseInput, base_url: str) -> Output:
+        """Serve one request.
+
+        Raises:
+            ServiceError: the request cannot be served.
+        """
+        if self._generation is None or not self.ready:
+            raise Unavailable("The service drains." if self._draining else "The models are still loading.")
+        self._in_flight += 1
+        try:
+            return await self._generation.run(model, request, base_url)
+        finally:
+            self._in_flight -= 1
+
+    async def _load(self) -> None:
+        started = time.monotonic()
+        try:
+            await asyncio.to_thread(self._storage.check)
+            self._generation = await asyncio.to_thread(self._build)
+            await self._warm_up(self._generation)
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            logger.critical("start failed: %s", " ".join(reason.split()))
+            logger.debug("start failed", exc_info=error)
+            logging.shutdown()
+            # Only an exit without clean-up reaches the supervisor: SystemExit here ends a task.
+            os._exit(1)
+        self._ready = True
+        logger.info("ready after %.1f s", time.monotonic() - started)
+
+    def _build(self) -> Generation:
+        settings = self._settings
+        device = resolve_device(settings.devices[0])
+        kind = resolve_kind(settings.models, device)
+        if device == "cpu":
+            # one core stays free for the event loop and the image encoders
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+        models: Models = load_models(
+            kind,
+            settings.base_model,
+            settings.sprint_model,
+            settings.base_revision,
+            settings.sprint_revision,
+            device,
+        )
+        safety = load_safety_model(settings.safety_model, kind, device)
+        engine = Engine(
+            models,
+            safety=safety,
+            nsfw_threshold=settings.nsfw_threshold,
+            max_queue=settings.max_queue,
+        )
+        engine.start()
+        names: dict[ModelName, str] = {
+            name: checkpoint.name for name, checkpoint in models.checkpoints.items()
+        }
+        return Generation(engine, self._encoder, self._storage, settings, names)
+
+    async def _warm_up(self, generation: Generation) -> None:
+        """An image on each endpoint, all the way through but the storage, which was checked."""
+        size = {"image_size": "square_hd", "num_inference_steps": 2, "sync_mode": True}
+        requests: list[tuple[ModelName, BaseInput]] = [
+            ("base", TextToImageInput.model_validate({"prompt": _WARM_UP_PROMPT, **size})),
+            ("sprint", SprintInput.model_validate({"prompt": _WARM_UP_PROMPT, **size})),
+        ]
+        for model, request in requests:
+            await generation.run(model, request, base_url="")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await asyncio.to_thread(self._storage.expire, time.time())
+            except StorageError as error:
+                logger.warning("expired files could not be deleted: %s", error)
+
+    def _drain_on_signals(self) -> None:
+        """On a signal, answer 503 on `/readyz` and finish what was accepted; then the server's turn."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            server_handler = signal.getsignal(number)
+            if not callable(server_handler):
+                continue
+
+            def handle(
+                number: int, frame: FrameType | None, proceed: SignalHandler = server_handler
+            ) -> None:
+                if self._draining:
+                    proceed(number, frame)
+                    return
+                self._draining = True
+                loop.call_soon_threadsafe(self._spawn, self._drain(partial(proceed, number, frame)))
+
+            with contextlib.suppress(ValueError):  # not the main thread: a test client's loop
+                signal.signal(number, handle)
+
+    async def _drain(self, proceed: Callable[[], object]) -> None:
+        logger.info("draining, %d requests in flight", self._in_flight)
+        while self._in_flight:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        proceed()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,44 @@
+"""What is checked before any worker exists: settings, key file, storage.
+
+The supervisor imports `service.py`, and an exception in a worker's constructor would only make
+BentoML start it again. So a wrong setting ends the supervisor, with one line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from sana_service.http.keys import read_key_digests
+from sana_service.settings import Settings, SettingsError, load_settings
+from sana_service.storage import Storage
+from sana_service.telemetry import configure_logging
+
+
+def prepare(environ: Mapping[str, str]) -> tuple[Settings, Storage]:
+    """The settings and the storage they name; ends the process when a setting is wrong."""
+    try:
+        settings = load_settings(environ)
+        storage = check(settings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from error
+    configure_logging(settings.log_format)
+    return settings, storage
+
+
+def check(settings: Settings) -> Storage:
+    """The storage, when everything that the settings point at is usable.
+
+    Raises:
+        SettingsError: a file or URL that a setting names is not; the message is one line.
+    """
+    if settings.api_keys_file is not None:
+        try:
+            read_key_digests(settings.api_keys_file)
+        except ValueError as error:
+            raise SettingsError(f"SANA_API_KEYS_FILE={str(settings.api_keys_file)!r}: {error}") from error
+    try:
+        return Storage(settings.storage_url, settings.file_ttl_seconds)
+    except ValueError as error:
+        raise SettingsError(f"SANA_STORAGE_URL={settings.storage_url!r}: {error}") from error

@@ -1,0 +1,125 @@
+"""The BentoML service: two APIs, inside the HTTP layer of `sana_service.http`.
+
+This is the one module that works at import: the supervisor imports it first, so a wrong setting
+ends the start here, with one line, before any worker exists.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+# BentoML starts a worker again for ever, unless it believes to be in a container.
+os.environ.setdefault("BENTOML_CONTAINERIZED", "true")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+# X-Forwarded-* is not believed: SANA_PUBLIC_URL says what stands in front of the service.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
+
+import bentoml
+import yaml
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from sana_service.contract.billing import BILLING_HEADER, billable_units
+from sana_service.contract.errors import ServiceError
+from sana_service.contract.openapi import openapi_document
+from sana_service.contract.schemas import BaseInput, SanaOutput, SanaSprintOutput, SprintInput, TextToImageInput
+from sana_service.contract.sizes import resolve_size
+from sana_service.engine.job import ModelName
+from sana_service.http.address import base_url
+from sana_service.http.app import wrap
+from sana_service.http.boundary import error_response
+from sana_service.startup import prepare
+from sana_service.telemetry import get_logger
+
+logger = get_logger("service")
+
+settings, storage = prepare(os.environ)
+
+# BentoML's own timeout is only a net under the service's deadline, which stops the work, too.
+_TIMEOUT_SECONDS = settings.request_timeout_seconds + 60
+
+
+class SanaService(bentoml.Service[Any]):
+    """BentoML's service class, inside the project's own HTTP layer."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        return wrap(super().to_asgi(is_main), settings, storage)
+
+    @property
+    def openapi_spec(self) -> Any:
+        return _Document(
+            openapi_document(max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None)
+        )
+
+
+@bentoml.service(
+    name="sana", service_class=SanaService, workers=1, traffic={"timeout": _TIMEOUT_SECONDS}
+)
+class Sana:
+    """Text to image with NVIDIA's Sana (`generate`) and SANA-Sprint (`sprint`)."""
+
+    def __init__(self) -> None:
+        from sana_service.runtime import Runtime
+
+        self._runtime = Runtime(settings, storage)
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        await self._runtime.start()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        await self._runtime.stop()
+
+    async def __is_alive__(self) -> bool:
+        return self._runtime.alive
+
+    async def __is_ready__(self) -> bool:
+        return self._runtime.ready
+
+    @bentoml.api(route="/generate", input_spec=TextToImageInput, output_spec=SanaOutput)
+    async def generate(self, ctx: bentoml.Context, **params: Any) -> SanaOutput:
+        """Generate images from a text with the base model: 18 steps, classifier-free guidance."""
+        return await self._answer(ctx, "base", TextToImageInput.model_construct(**params))
+
+    @bentoml.api(route="/sprint", input_spec=SprintInput, output_spec=SanaSprintOutput)
+    async def sprint(self, ctx: bentoml.Context, **params: Any) -> SanaSprintOutput:
+        """Generate images from a text with SANA-Sprint: 2 steps."""
+        return await self._answer(ctx, "sprint", SprintInput.model_construct(**params))
+
+    async def _answer(self, ctx: bentoml.Context, model: ModelName, request: BaseInput) -> Any:
+        """The output model, or the response of an error: BentoML would hide what an exception says."""
+        try:
+            output = await self._runtime.generate(model, request, base_url(ctx.request.scope))
+        except ServiceError as error:
+            return _refuse(ctx, error)
+        except Exception:
+            logger.exception("%s failed", model)
+            return _refuse(ctx, ServiceError())
+        size = resolve_size(request.image_size)
+        ctx.response.headers[BILLING_HEADER] = str(
+            billable_units(size.width, size.height, request.num_images)
+        )
+        ctx.response.headers["Server-Timing"] = ", ".join(
+            f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in output.timings.items()
+        )
+        return output
+
+
+class _Document(dict[str, Any]):
+    """An OpenAPI document with the one method that BentoML calls on it."""
+
+    def asdict(self) -> dict[str, Any]:
+        return dict(self)
+
+
+# `bentoml build` writes it to a file
+yaml.add_representer(_Document, yaml.representer.SafeRepresenter.represent_dict)
+
+
+def _refuse(ctx: bentoml.Context, error: ServiceError) -> Response:
+    # BentoML puts the context's status and headers on the response
+    ctx.response.status_code = error.status
+    ctx.response.headers.update(error.headers)
+    return error_response(error)
