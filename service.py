@@ -23,7 +23,13 @@ from starlette.types import ASGIApp
 from sana_service.contract.billing import BILLING_HEADER, billable_units
 from sana_service.contract.errors import ServiceError
 from sana_service.contract.openapi import openapi_document
-from sana_service.contract.schemas import BaseInput, SanaOutput, SanaSprintOutput, SprintInput, TextToImageInput
+from sana_service.contract.schemas import (
+    BaseInput,
+    SanaOutput,
+    SanaSprintOutput,
+    SprintInput,
+    TextToImageInput,
+)
 from sana_service.contract.sizes import resolve_size
 from sana_service.engine.job import ModelName
 from sana_service.http.address import base_url
@@ -53,9 +59,7 @@ class SanaService(bentoml.Service[Any]):
         )
 
 
-@bentoml.service(
-    name="sana", service_class=SanaService, workers=1, traffic={"timeout": _TIMEOUT_SECONDS}
-)
+@bentoml.service(name="sana", service_class=SanaService, workers=1, traffic={"timeout": _TIMEOUT_SECONDS})
 class Sana:
     """Text to image with NVIDIA's Sana (`generate`) and SANA-Sprint (`sprint`)."""
 

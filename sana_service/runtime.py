@@ -39,7 +39,6 @@ logger = get_logger("runtime")
 SignalHandler = Callable[[int, FrameType | None], object]
 
 _SWEEP_SECONDS = 30.0
-_DRAIN_POLL_SECONDS = 0.05
 _WARM_UP_PROMPT = "a red circle on a white background"
 
 
@@ -54,6 +53,8 @@ class Runtime:
         self._ready = False
         self._draining = False
         self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -70,7 +71,9 @@ class Runtime:
         """Begin to load; returns at once."""
         self._drain_on_signals()
         if self._settings.api_keys_file is None:
-            logger.warning("no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody")
+            logger.warning(
+                "no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody"
+            )
         self._spawn(self._load())
         self._spawn(self._sweep())
 
@@ -91,10 +94,13 @@ class Runtime:
         if self._generation is None or not self.ready:
             raise Unavailable("The service drains." if self._draining else "The models are still loading.")
         self._in_flight += 1
+        self._idle.clear()
         try:
             return await self._generation.run(model, request, base_url)
         finally:
             self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     async def _load(self) -> None:
         started = time.monotonic()
@@ -166,9 +172,7 @@ class Runtime:
             if not callable(server_handler):
                 continue
 
-            def handle(
-                number: int, frame: FrameType | None, proceed: SignalHandler = server_handler
-            ) -> None:
+            def handle(number: int, frame: FrameType | None, proceed: SignalHandler = server_handler) -> None:
                 if self._draining:
                     proceed(number, frame)
                     return
@@ -180,8 +184,7 @@ class Runtime:
 
     async def _drain(self, proceed: Callable[[], object]) -> None:
         logger.info("draining, %d requests in flight", self._in_flight)
-        while self._in_flight:
-            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        await self._idle.wait()
         proceed()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

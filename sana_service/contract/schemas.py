@@ -40,8 +40,8 @@ class BaseInput(BaseModel):
     negative_prompt: Prompt = Field(
         default="",
         description=(
-            "The negative prompt to use. Use it to address details that you don't want in the image. This could "
-            "be colors, objects, scenery and even the small details (e.g. moustache, blurry, low resolution)."
+            "The negative prompt to use. Use it to address details that you don't want in the image. This "
+            "could be colors, objects, scenery and even the small details (e.g. moustache, blurry, low resolution)."
         ),
         examples=[""],
     )
@@ -66,8 +66,8 @@ class BaseInput(BaseModel):
     guidance_scale: float = Field(
         default=5.0,
         description=(
-            "The CFG (Classifier Free Guidance) scale is a measure of how close you want the model to stick to "
-            "your prompt when looking for a related image to show you."
+            "The CFG (Classifier Free Guidance) scale is a measure of how close you want the model to "
+            "stick to your prompt when looking for a related image to show you."
         ),
         ge=0.0,
         le=20.0,
@@ -113,8 +113,8 @@ class SprintInput(BaseInput):
     negative_prompt: Prompt = Field(
         default="",
         description=(
-            "Accepted so that the same body works on both endpoints, and ignored: SANA-Sprint has no negative "
-            "prompt."
+            "Accepted so that the same body works on both endpoints, and ignored: SANA-Sprint has no "
+            "negative prompt."
         ),
         examples=[""],
     )
@@ -152,9 +152,7 @@ class Output(BaseModel):
             "randomly generated that was used in case none was passed."
         )
     )
-    has_nsfw_concepts: list[bool] = Field(
-        description="Whether the generated images contain NSFW concepts."
-    )
+    has_nsfw_concepts: list[bool] = Field(description="Whether the generated images contain NSFW concepts.")
     prompt: str = Field(description="The prompt used for generating the image.")
     timings: dict[str, float] = Field(
         description="Seconds spent in each stage of the generation.",

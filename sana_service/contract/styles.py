@@ -41,8 +41,7 @@ STYLES: dict[StyleName, Style] = {
     ),
     "Photographic": Style(
         "cinematic photo {prompt} . 35mm photograph, film, bokeh, professional, 4k, highly detailed",
-        "drawing, painting, crayon, sketch, graphite, impressionist, noisy, blurry, soft, deformed, "
-        "ugly",
+        "drawing, painting, crayon, sketch, graphite, impressionist, noisy, blurry, soft, deformed, ugly",
     ),
     "Anime": Style(
         "anime artwork {prompt} . anime style, key visual, vibrant, studio anime,  highly detailed",
@@ -53,8 +52,7 @@ STYLES: dict[StyleName, Style] = {
         "ugly, deformed, noisy, blurry, low contrast, realism, photorealistic, Western comic style",
     ),
     "Digital Art": Style(
-        "concept art {prompt} . digital artwork, illustrative, painterly, matte painting, highly "
-        "detailed",
+        "concept art {prompt} . digital artwork, illustrative, painterly, matte painting, highly detailed",
         "photo, photorealistic, realism, ugly",
     ),
     "Pixel art": Style(
@@ -75,8 +73,7 @@ STYLES: dict[StyleName, Style] = {
         "painting, drawing, illustration, glitch, deformed, mutated, cross-eyed, ugly, disfigured",
     ),
     "3D Model": Style(
-        "professional 3d model {prompt} . octane render, highly detailed, volumetric, dramatic "
-        "lighting",
+        "professional 3d model {prompt} . octane render, highly detailed, volumetric, dramatic lighting",
         "ugly, deformed, noisy, low poly, blurry, painting",
     ),
 }

@@ -1,12 +1,12 @@
 """The ASGI application around BentoML's: what a request passes through, in order.
 
-    envelope     request id, time spent
-    CORS         when origins are configured
-    boundary     errors become responses
-    routes       404, 405, POST / is /generate
-    keys         401
-    body         413, 415, 400, 422
-    endpoints    files and the OpenAPI document; everything else is BentoML's
+envelope     request id, time spent
+CORS         when origins are configured
+boundary     errors become responses
+routes       404, 405, POST / is /generate
+keys         401
+body         413, 415, 400, 422
+endpoints    files and the OpenAPI document; everything else is BentoML's
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ _EXPOSED_HEADERS = (BILLING_HEADER, REQUEST_ID_HEADER, "Server-Timing", "Retry-A
 
 def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage) -> ASGIApp:
     """BentoML's application inside the service's own HTTP layer."""
-    document = openapi_document(
-        max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None
-    )
+    document = openapi_document(max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None)
     app: ASGIApp = Router(
         routes=[
             Route(FILES_PREFIX + "{name}", Files(storage, settings.file_ttl_seconds).__call__),
