@@ -2,6 +2,7 @@
 
     EngineError
     |-- QueueFull            submit: no room; carries when to come back
+    |   `-- DeadlineOutOfReach   submit: the jobs before it already take too long
     |-- NotReady             submit: models still load, or the engine drains
     |-- JobCancelled         the client left
     |-- DeadlineExceeded     the job's deadline passed, queued or running
@@ -28,6 +29,10 @@ class QueueFull(EngineError):
     def __init__(self, retry_after_seconds: float) -> None:
         super().__init__(f"the queue is full, room is expected in {retry_after_seconds:.0f} s")
         self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineOutOfReach(QueueFull):
+    """The jobs before this one are predicted to take longer than its deadline allows."""
 
 
 class NotReady(EngineError):

@@ -1,0 +1,65 @@
+"""Latents to pixels: decode at the bin's size, then crop, resize and quantise to the size asked for.
+
+One image at a time, so that only one picture's floats at the requested size exist at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from sana_service.engine.errors import NotFinite
+
+if TYPE_CHECKING:
+    from sana_service.engine.bins import Box, Size
+    from sana_service.models.checkpoint import AutoencoderDC
+
+
+def decode(vae: AutoencoderDC, latents: torch.Tensor) -> torch.Tensor:
+    """The pictures in float32 and within [0, 1].
+
+    Args:
+        latents: (n, channels, h, w) as the denoising loops return them.
+
+    Returns:
+        images: (n, 3, 32 h, 32 w) float32.
+
+    Raises:
+        NotFinite: the decoder gave NaN or infinity.
+    """
+    scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+    images: torch.Tensor = vae.decode(scaled, return_dict=False)[0].float()
+    require_finite(images, "pixels")
+    return (images * 0.5 + 0.5).clamp_(0, 1)
+
+
+def require_finite(values: torch.Tensor, what: str) -> None:
+    """Raise `NotFinite` where a value is NaN or infinite; clamping later would hide infinity."""
+    if not bool(torch.isfinite(values).all()):
+        raise NotFinite(f"the {what} are not finite numbers")
+
+
+def render(image: torch.Tensor, crop: Box, size: Size) -> torch.Tensor:
+    """Crop a picture and bring the crop to the requested size.
+
+    Bicubic with antialiasing, so that reducing does not alias and enlarging stays sharp; without a
+    change of size the pixels are the picture's own.
+
+    Args:
+        image: (3, height, width) float32 in [0, 1].
+
+    Returns:
+        pixels: (size.height, size.width, 3) uint8 on the image's device.
+    """
+    part = image[None, :, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    if (crop.width, crop.height) == (size.width, size.height):
+        part = part * 255
+    else:
+        part = functional.interpolate(
+            part, size=(size.height, size.width), mode="bicubic", antialias=True, align_corners=False
+        )
+        part = part.clamp_(0, 1).mul_(255)
+    # Rounds half to even, as numpy does in the stock image processor.
+    return part.round_().to(torch.uint8)[0].permute(1, 2, 0)

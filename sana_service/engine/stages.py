@@ -1,0 +1,138 @@
+"""A job's way through the stages on one device: text, denoise, decode, safety, resize.
+
+Thread-confined: one device loop calls it, one job at a time. No state outlives a job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sana_service.engine.bins import Size, crop_box, nearest_bin
+from sana_service.engine.decode import decode, render, require_finite
+from sana_service.engine.denoise import denoise_base, denoise_sprint
+from sana_service.engine.job import Artifact, Job
+from sana_service.engine.text import Embedding, PromptEncoder
+
+if TYPE_CHECKING:
+    from sana_service.models.checkpoint import Models
+    from sana_service.safety import SafetyModel
+
+Check = Callable[[], None]
+
+
+class Stages:
+    """Runs jobs with one set of models.
+
+    Args:
+        models: on the device of this loop.
+        safety: classifies pictures, or None.
+        nsfw_threshold: probability strictly above which a picture is flagged.
+    """
+
+    def __init__(self, models: Models, safety: SafetyModel | None, nsfw_threshold: float) -> None:
+        self._models = models
+        self._safety = safety
+        self._nsfw_threshold = nsfw_threshold
+        self._prompts = PromptEncoder(models.tokenizer, models.text_encoder)
+
+    @torch.inference_mode()
+    def run(self, job: Job, check: Check) -> Artifact:
+        """Draw a job's pictures.
+
+        Args:
+            check: called before each stage, step and image; ends the job by raising.
+
+        Returns:
+            The artifact, its timings without `queue`.
+
+        Raises:
+            NotFinite: latents or pixels are NaN or infinite.
+        """
+        timings: dict[str, float] = {}
+        sample_size = self._models.checkpoints[job.model].transformer.config.sample_size
+        size = nearest_bin(job.width, job.height, sample_size)
+        with self._stage("text", timings, check):
+            positive = self._prompts.positive(job.prompt)
+            guided = job.model == "base" and job.guidance_scale > 1
+            negative = self._prompts.negative(job.negative_prompt) if guided else None
+        with self._stage("denoise", timings, check):
+            latents = self._denoise(job, size, positive, negative, check)
+            require_finite(latents, "latents")
+        with self._stage("decode", timings, check):
+            images = self._decode(job, latents, check)
+        with self._stage("safety", timings, check):
+            flagged = self._flag(job, images)
+        with self._stage("resize", timings, check):
+            pixels = _resize(images, flagged, size, Size(job.width, job.height), check)
+        return Artifact(pixels, flagged, timings)
+
+    def _denoise(
+        self, job: Job, size: Size, positive: Embedding, negative: Embedding | None, check: Check
+    ) -> torch.Tensor:
+        checkpoint = self._models.checkpoints[job.model]
+        steps, guidance_scale = job.num_inference_steps, job.guidance_scale
+        if job.model == "sprint":
+            return denoise_sprint(
+                checkpoint,
+                size,
+                job.seeds,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                positive=positive,
+                check=check,
+            )
+        return denoise_base(
+            checkpoint,
+            size,
+            job.seeds,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            positive=positive,
+            negative=negative,
+            check=check,
+        )
+
+    def _decode(self, job: Job, latents: torch.Tensor, check: Check) -> torch.Tensor:
+        """(images, 3, height, width) float32 in [0, 1]; one at a time, the decoder needs the most memory."""
+        vae = self._models.checkpoints[job.model].vae
+        images = []
+        for i in range(len(latents)):
+            check()
+            images.append(decode(vae, latents[i : i + 1]))
+        return torch.cat(images)
+
+    def _flag(self, job: Job, images: torch.Tensor) -> tuple[bool, ...]:
+        if self._safety is None or not job.check_safety:
+            return (False,) * len(images)
+        probabilities = self._safety.probabilities(images)
+        # Not "greater than": a probability that is no number must not let a picture through.
+        return tuple(not probability <= self._nsfw_threshold for probability in probabilities)
+
+    @contextmanager
+    def _stage(self, name: str, timings: dict[str, float], check: Check) -> Iterator[None]:
+        """Time a stage, up to when the device has finished it."""
+        check()
+        started = time.perf_counter()
+        yield
+        if self._models.device.type == "cuda":
+            torch.cuda.synchronize(self._models.device)
+        timings[name] = time.perf_counter() - started
+
+
+def _resize(
+    images: torch.Tensor, flagged: tuple[bool, ...], drawn: Size, requested: Size, check: Check
+) -> np.ndarray:
+    """(images, height, width, 3) uint8 at the requested size, flagged pictures black."""
+    pixels = np.zeros((len(images), requested.height, requested.width, 3), np.uint8)
+    crop = crop_box(drawn, requested)
+    for image, black, target in zip(images, flagged, pixels, strict=True):
+        check()
+        if not black:
+            torch.from_numpy(target).copy_(render(image, crop, requested))
+    return pixels
