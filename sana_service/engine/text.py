@@ -7,13 +7,12 @@ sprint read the same embeddings, which depend on the text alone.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import SanaPipeline
+
+from sana_service.models.instruction import human_instruction
 
 if TYPE_CHECKING:
     from sana_service.models.checkpoint import Gemma2Model, Tokenizer
@@ -33,13 +32,6 @@ class Embedding:
 
     states: torch.Tensor
     mask: torch.Tensor
-
-
-@functools.cache
-def human_instruction() -> str:
-    """The text before every positive prompt: the default of the stock pipeline's argument."""
-    lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-    return "\n".join(lines)
 
 
 class PromptEncoder:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -139,6 +140,16 @@ class Layout:
 
     def error(self, what: str) -> ModelLoadError:
         return load_error(self.model, self.name, what)
+
+    @contextmanager
+    def reading(self, component: Component) -> Iterator[None]:
+        """Turn whatever a library says about broken files into one line that names the checkpoint."""
+        try:
+            yield
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            raise self.error(f"its {component} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def read_layout(model: ModelName, name: str, folder: Path, commit: str | None) -> Layout:

@@ -8,14 +8,12 @@ little; torch, diffusers and transformers are imported when something is loaded.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sana_service.models.checkpoint import Checkpoint, ModelLoadError, Models
@@ -110,7 +108,10 @@ def load_models(  # noqa: PLR0917 - the settings, in their order
 def _bundled() -> tuple[Layout, Layout]:
     from sana_service.models import bundled
 
-    bundled.verify()
+    try:
+        bundled.verify()
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"SANA_MODELS=bundled: {error}; install the package again") from error
     base, sprint = bundled.base_folder(), bundled.sprint_folder()
     return read_layout("base", "bundled", base, None), read_layout("sprint", "bundled", sprint, None)
 
@@ -126,6 +127,8 @@ class _Loader:
     def load(self, base: Layout, sprint: Layout) -> Models:
         import torch
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        from sana_service.models.compare import same_weights
 
         shared_vae = not sprint.has("vae") or same_weights(base, sprint, "vae", self._dtype)
         with tqdm(
@@ -155,7 +158,7 @@ class _Loader:
         import diffusers
 
         scheduler = getattr(diffusers, layout.class_name("scheduler"))
-        with _reported(layout, "scheduler"):
+        with layout.reading("scheduler"):
             template = scheduler.from_pretrained(layout.folder, subfolder="scheduler")
         return Checkpoint(layout.name, layout.commit, transformer, vae, template)
 
@@ -172,7 +175,7 @@ class _Loader:
 
         library: Any = transformers if component == "text_encoder" else diffusers
         weights = layout.weights(component, self._prefers_bf16)
-        with _reported(layout, component):
+        with layout.reading(component):
             module, report = getattr(library, layout.class_name(component)).from_pretrained(
                 layout.folder,
                 subfolder=component,
@@ -202,64 +205,12 @@ def load_tokenizer(layout: Layout) -> Tokenizer:
     """
     import transformers
 
-    with _reported(layout, "tokenizer"):
+    with layout.reading("tokenizer"):
         tokenizer = getattr(transformers, layout.class_name("tokenizer")).from_pretrained(
             layout.folder, subfolder="tokenizer"
         )
     tokenizer.padding_side = "right"
     return tokenizer
-
-
-def same_weights(one: Layout, other: Layout, component: Component, dtype: torch.dtype) -> bool:
-    """Whether a component is the same in two checkpoints, as loaded in `dtype`; reads files only.
-
-    Class and configuration first, then the files' hashes, then tensor by tensor, for files that were
-    saved with another precision or sharding.
-    """
-    import torch
-
-    if one.class_name(component) != other.class_name(component):
-        return False
-    if one.config(component) != other.config(component):
-        return False
-    prefer_bf16 = dtype == torch.bfloat16
-    one_files = [one.folder / component / name for name in one.weights(component, prefer_bf16).tensors]
-    other_files = [other.folder / component / name for name in other.weights(component, prefer_bf16).tensors]
-    if [_digest(file) for file in one_files] == [_digest(file) for file in other_files]:
-        return True
-    with _reported(other, component):
-        return _same_tensors(one_files, other_files, dtype)
-
-
-def _same_tensors(one: list[Path], other: list[Path], dtype: torch.dtype) -> bool:
-    import torch
-    from safetensors import safe_open
-
-    def places(files: list[Path]) -> dict[str, Any]:
-        opened: list[Any] = [safe_open(file, framework="pt") for file in files]
-        return {key: file for file in opened for key in file.keys()}  # noqa: SIM118 - no mapping
-
-    ours, theirs = places(one), places(other)
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[key].get_tensor(key).to(dtype), theirs[key].get_tensor(key).to(dtype))
-        for key in ours
-    )
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def _reported(layout: Layout, component: Component) -> Iterator[None]:
-    """Turn whatever a library says about broken files into one line that names the checkpoint."""
-    try:
-        yield
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        raise layout.error(f"its {component} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
