@@ -64,25 +64,76 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: Literal["auto", "hub", "bundled", "random"] = "auto"
-    base_model: str = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
-    sprint_model: str = "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers"
-    base_revision: str = "main"
-    sprint_revision: str = "main"
-    devices: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_devices)] = ("auto",)
-    storage_url: str = Field(default_factory=_default_storage_url)
-    public_url: Annotated[str, AfterValidator(_base_url)] | None = None
-    file_ttl_seconds: int = Field(default=3600, ge=1)
-    api_keys_file: Path | None = None
-    max_queue: int = Field(default=64, ge=1)
-    request_timeout_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    max_pixels: int = Field(default=16_777_216, ge=DEFAULT_SIZE.area)
-    safety_model: str = "auto"
-    nsfw_threshold: float = Field(default=0.5, ge=0.0, le=1.0, allow_inf_nan=False)
-    embed_metadata: bool = True
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_origins)] = ()
-    log_prompts: bool = False
-    log_format: Literal["text", "json"] = "text"
+    models: Literal["auto", "hub", "bundled", "random"] = Field(
+        "auto",
+        description="`hub`: the two checkpoints below; `bundled`: the small pair in the package; `random`: "
+        "the full-size architecture without trained weights, for timing only; `auto`: `hub` where a CUDA "
+        "device is, else `bundled`.",
+    )
+    base_model: str = Field(
+        "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+        description="The base checkpoint: a repository id or a folder in the hub's layout.",
+    )
+    sprint_model: str = Field(
+        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        description="The SANA-Sprint checkpoint: a repository id or a folder.",
+    )
+    base_revision: str = Field("main", description="Branch, tag or commit of the base repository.")
+    sprint_revision: str = Field("main", description="Branch, tag or commit of the sprint repository.")
+    devices: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_devices)] = Field(
+        ("auto",),
+        description="`cpu` or a device such as `cuda:0`; `auto` takes the first CUDA device, else the CPU.",
+    )
+    storage_url: str = Field(
+        default_factory=_default_storage_url,
+        description="Where images are kept: an fsspec URL such as `file:///var/lib/sana` or "
+        "`s3://bucket/prefix`.",
+    )
+    public_url: Annotated[str, AfterValidator(_base_url)] | None = Field(
+        None,
+        description="Base of the image URLs. By default the scheme and Host of the request; "
+        "`X-Forwarded-*` is not believed.",
+    )
+    file_ttl_seconds: int = Field(
+        3600,
+        ge=1,
+        description="Age at which local files are deleted; on S3 it is the bucket's lifecycle rule.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="A file with an API key a line, plain or `sha256:<64 hex digits>`; `#` starts a comment. "
+        "Without it the service is open to everybody.",
+    )
+    max_queue: int = Field(64, ge=1, description="Jobs that may wait; one more is answered 429.")
+    request_timeout_seconds: float = Field(
+        300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A request that takes longer, queueing included, is stopped and answered 504.",
+    )
+    max_pixels: int = Field(
+        16_777_216,
+        ge=DEFAULT_SIZE.area,
+        description="Largest width times height, 8294400 (the default size) or more.",
+    )
+    safety_model: str = Field(
+        "auto",
+        description="`auto`: `Falconsai/nsfw_image_detection` with `hub`, else the packaged `opennsfw`; "
+        "a repository id or folder; `off`.",
+    )
+    nsfw_threshold: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="An image with a probability strictly above it is flagged and blackened.",
+    )
+    embed_metadata: bool = Field(True, description="Write prompt, seed and settings into the image files.")
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_origins)] = (
+        Field((), description="Origins, separated by commas, whose pages may call the service.")
+    )
+    log_prompts: bool = Field(False, description="Write prompts to the log.")
+    log_format: Literal["text", "json"] = Field("text", description="`json` for machines.")
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from sana_service.http.keys import read_key_digests
 from sana_service.settings import Settings, SettingsError, load_settings
-from sana_service.storage import Storage
+from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import configure_logging
 
 
@@ -40,5 +40,5 @@ def check(settings: Settings) -> Storage:
             raise SettingsError(f"SANA_API_KEYS_FILE={str(settings.api_keys_file)!r}: {error}") from error
     try:
         return Storage(settings.storage_url, settings.file_ttl_seconds)
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         raise SettingsError(f"SANA_STORAGE_URL={settings.storage_url!r}: {error}") from error

@@ -32,6 +32,7 @@ from pydantic import ValidationError
 
 from sana_service.engine.errors import (
     DeadlineExceeded,
+    DeadlineOutOfReach,
     EngineError,
     NotReady,
     OutOfDeviceMemory,
@@ -123,6 +124,10 @@ class DeadlinePassed(ServiceError):
 def from_engine(error: EngineError) -> ServiceError:
     """The answer to a job that ended without an artifact."""
     match error:
+        case DeadlineOutOfReach():
+            return Overloaded(
+                "The queue is too long for this request's deadline, retry later.", error.retry_after_seconds
+            )
         case QueueFull():
             return Overloaded("The queue is full, retry later.", error.retry_after_seconds)
         case NotReady():

@@ -40,8 +40,9 @@ class BaseInput(BaseModel):
     negative_prompt: Prompt = Field(
         default="",
         description=(
-            "The negative prompt to use. Use it to address details that you don't want in the image. This "
-            "could be colors, objects, scenery and even the small details (e.g. moustache, blurry, low resolution)."
+            "The negative prompt to use. Use it to address details that you don't want in the image. "
+            "This could be colors, objects, scenery and even the small details (e.g. moustache, blurry, "
+            "low resolution)."
         ),
         examples=[""],
     )

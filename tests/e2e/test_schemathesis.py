@@ -1,0 +1,41 @@
+"""schemathesis reads the OpenAPI document and tries to catch the service breaking it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.services import Server
+
+EXAMPLES = int(os.environ.get("SANA_FUZZ_EXAMPLES", "50"))
+
+
+@pytest.mark.timeout(3600)
+def test_schemathesis_finds_nothing(quick_server: Server, tmp_path: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        "run",
+        f"{quick_server.url}/openapi.json",
+        "--checks=all",
+        f"--max-examples={EXAMPLES}",
+        "--seed=20",
+        "--request-timeout=60",
+        "--suppress-health-check=all",
+        "--no-color",
+    ]
+    hooks = {"SCHEMATHESIS_HOOKS": "tests.e2e.schemathesis_hooks", "PYTHONPATH": "."}
+    finished = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | hooks | {"HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-20_000:] + finished.stderr[-5_000:]
+    assert "POST" in finished.stdout or "No issues found" in finished.stdout
+    assert quick_server.client().get("/livez").status_code == 200
