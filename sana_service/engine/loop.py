@@ -97,7 +97,7 @@ class DeviceLoop:
             told = OutOfDeviceMemory(f"out of memory on {self._device}")
             told.__cause__ = error
             return told
-        if isinstance(error, torch.AcceleratorError):
+        if isinstance(error, torch.AcceleratorError) and not answers(self._device):
             self.lost = True
             _LOG.critical("%s is lost until the process restarts: %s", self._device, error)
         return error
@@ -112,12 +112,20 @@ def _forget_locals(error: BaseException) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host standing in for one, had no memory left.
+    """Whether a device, or the host, had no memory left.
 
-    The CPU allocator of torch raises a bare RuntimeError, known by its text alone.
+    Besides the caching allocator's own class there are bare RuntimeErrors, known by their text alone:
+    of the CPU allocator, of cuBLAS for its workspace, and of the driver.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    signs = ("DefaultCPUAllocator", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device still computes: some errors of CUDA end one call, others every later one too."""
+    try:
+        return torch.ones(2, device=device).sum().item() == 2
+    except RuntimeError:
+        return False

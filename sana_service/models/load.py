@@ -181,10 +181,10 @@ class _Loader:
                 subfolder=component,
                 variant=weights.variant,
                 use_safetensors=True,
+                dtype=self._dtype,
                 # accelerate reads each tensor to its place: no second copy on the host.
                 device_map={"": self._device},
                 output_loading_info=True,
-                **{"dtype" if library is transformers else "torch_dtype": self._dtype},
             )
         # The libraries fill such gaps with random numbers and a warning.
         gaps = [*report["missing_keys"], *report["mismatched_keys"]]
@@ -205,10 +205,13 @@ def load_tokenizer(layout: Layout) -> Tokenizer:
     """
     import transformers
 
+    folder = layout.folder / "tokenizer"
+    options: dict[str, Any] = {}
     with layout.reading("tokenizer"):
-        tokenizer = getattr(transformers, layout.class_name("tokenizer")).from_pretrained(
-            layout.folder, subfolder="tokenizer"
-        )
+        if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            # Gemma expects <bos>; transformers 5 leaves it out where no file says so.
+            options["add_bos_token"] = True
+        tokenizer = getattr(transformers, layout.class_name("tokenizer")).from_pretrained(folder, **options)
     tokenizer.padding_side = "right"
     return tokenizer
 

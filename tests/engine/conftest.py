@@ -1,0 +1,45 @@
+"""One quick pair for all tests of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sana_service.engine.engine import Engine
+from sana_service.models.checkpoint import Models
+from tests.pairs import Pair, Stock, write_pair
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return write_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def models(pair: Pair) -> Models:
+    return pair.load()
+
+
+@pytest.fixture(scope="session")
+def stock(pair: Pair) -> Stock:
+    return Stock(pair)
+
+
+@pytest.fixture
+def engine(models: Models) -> Iterator[Engine]:
+    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    engine.start()
+    yield engine
+    assert engine.stop(timeout_seconds=30)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Warnings are errors; this one is diffusers' (DPM-Solver turns a tensor into an array)."""
+    known = pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+    )
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(known)
