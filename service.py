@@ -54,9 +54,7 @@ class SanaService(bentoml.Service[Any]):
 
     @property
     def openapi_spec(self) -> Any:
-        return _Document(
-            openapi_document(max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None)
-        )
+        return _Document(openapi_document(max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None))
 
 
 @bentoml.service(name="sana", service_class=SanaService, workers=1, traffic={"timeout": _TIMEOUT_SECONDS})
@@ -102,9 +100,7 @@ class Sana:
             logger.exception("%s failed", model)
             return _refuse(ctx, ServiceError())
         size = resolve_size(request.image_size)
-        ctx.response.headers[BILLING_HEADER] = str(
-            billable_units(size.width, size.height, request.num_images)
-        )
+        ctx.response.headers[BILLING_HEADER] = str(billable_units(size.width, size.height, request.num_images))
         ctx.response.headers["Server-Timing"] = ", ".join(
             f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in output.timings.items()
         )

@@ -139,8 +139,7 @@ class Generation:
             names = [f"{secrets.token_hex(16)}.{image.extension}" for image in images]
             return [_file(image, name, uri) for image, name, uri in zip(images, names, uris, strict=True)]
         puts = [
-            asyncio.ensure_future(asyncio.to_thread(self.storage.put, image.data, image.extension))
-            for image in images
+            asyncio.ensure_future(asyncio.to_thread(self.storage.put, image.data, image.extension)) for image in images
         ]
         try:
             names = await asyncio.gather(*puts)

@@ -71,9 +71,7 @@ class Runtime:
         """Begin to load; returns at once."""
         self._drain_on_signals()
         if self._settings.api_keys_file is None:
-            logger.warning(
-                "no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody"
-            )
+            logger.warning("no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody")
         self._spawn(self._load())
         self._spawn(self._sweep())
 
@@ -141,9 +139,7 @@ class Runtime:
             max_queue=settings.max_queue,
         )
         engine.start()
-        names: dict[ModelName, str] = {
-            name: checkpoint.name for name, checkpoint in models.checkpoints.items()
-        }
+        names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models.checkpoints.items()}
         return Generation(engine, self._encoder, self._storage, settings, names)
 
     async def _warm_up(self, generation: Generation) -> None:

@@ -24,9 +24,7 @@ class SettingsError(ValueError):
 
 
 def _split_commas(value: object) -> object:
-    return (
-        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-    )
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _base_url(value: str) -> str:
@@ -86,8 +84,7 @@ class Settings(BaseModel):
     )
     storage_url: str = Field(
         default_factory=_default_storage_url,
-        description="Where images are kept: an fsspec URL such as `file:///var/lib/sana` or "
-        "`s3://bucket/prefix`.",
+        description="Where images are kept: an fsspec URL such as `file:///var/lib/sana` or `s3://bucket/prefix`.",
     )
     public_url: Annotated[str, AfterValidator(_base_url)] | None = Field(
         None,
@@ -129,8 +126,8 @@ class Settings(BaseModel):
         description="An image with a probability strictly above it is flagged and blackened.",
     )
     embed_metadata: bool = Field(True, description="Write prompt, seed and settings into the image files.")
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_origins)] = (
-        Field((), description="Origins, separated by commas, whose pages may call the service.")
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_origins)] = Field(
+        (), description="Origins, separated by commas, whose pages may call the service."
     )
     log_prompts: bool = Field(False, description="Write prompts to the log.")
     log_format: Literal["text", "json"] = Field("text", description="`json` for machines.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import TracebackType
 
 from sana_service.http.keys import read_key_digests
 from sana_service.settings import Settings, SettingsError, load_settings
@@ -24,6 +25,7 @@ def prepare(environ: Mapping[str, str]) -> tuple[Settings, Storage]:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
     configure_logging(settings.log_format)
+    sys.excepthook = _say_that_the_worker_ended
     return settings, storage
 
 
@@ -42,3 +44,11 @@ def check(settings: Settings) -> Storage:
         return Storage(settings.storage_url, settings.file_ttl_seconds)
     except (ValueError, StorageError) as error:
         raise SettingsError(f"SANA_STORAGE_URL={settings.storage_url!r}: {error}") from error
+
+
+def _say_that_the_worker_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line where the supervisor gives up on a dead worker: a trace would bury the worker's last words."""
+    if kind is RuntimeError and str(error).startswith("No active process"):
+        print("the worker process has ended, stopping", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -29,9 +29,7 @@ def pair_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def quick_server(
-    tmp_path_factory: pytest.TempPathFactory, pair_variables: dict[str, str]
-) -> Iterator[services.Server]:
+def quick_server(tmp_path_factory: pytest.TempPathFactory, pair_variables: dict[str, str]) -> Iterator[services.Server]:
     """A server whose pictures take a fraction of a second."""
     with services.server(tmp_path_factory.mktemp("quick"), pair_variables) as running:
         yield running

@@ -25,9 +25,7 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         value = getattr(defaults, name)
         shown = ",".join(value) if isinstance(value, tuple) else str(value)
-        default = (
-            f"`{shown.lower() if isinstance(value, bool) else shown}`" if value not in {None, ()} else "none"
-        )
+        default = f"`{shown.lower() if isinstance(value, bool) else shown}`" if value not in {None, ()} else "none"
         rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
 
@@ -48,11 +46,7 @@ def test_the_blocks_run(language: str, bundled_server: Server, tmp_path: Path) -
     assert blocks(language)
     for block in blocks(language):
         script = block.replace("http://localhost:3000", bundled_server.url)
-        command = (
-            ["bash", "-euo", "pipefail", "-c", script]
-            if language == "bash"
-            else [sys.executable, "-c", script]
-        )
+        command = ["bash", "-euo", "pipefail", "-c", script] if language == "bash" else [sys.executable, "-c", script]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         finished = subprocess.run(
             command,

@@ -133,9 +133,7 @@ def from_engine(error: EngineError) -> ServiceError:
         case NotReady():
             return Unavailable("The service is not ready, retry later.")
         case OutOfDeviceMemory():
-            return Unavailable(
-                "The device has too little memory for this request; ask for fewer or smaller images."
-            )
+            return Unavailable("The device has too little memory for this request; ask for fewer or smaller images.")
         case DeadlineExceeded():
             return DeadlinePassed("The request's deadline passed before the image was done.")
     return ServiceError()

@@ -1,7 +1,9 @@
-"""The OpenAPI 3.1 document of the service, complete: every route, field, header and error.
+"""The OpenAPI 3.0 document of the service, complete: every route, field, header and error.
 
 Written by hand around pydantic's own schemas, because BentoML's generator keeps one arm of a union
-and knows no response headers. Pure: the same version and limits give the same document.
+and knows no response headers. It is 3.0 because there an integer is a number without a fraction, as
+the service takes it; to 3.1 the number 18.0 is an integer. Pure: the same version and limits give
+the same document.
 """
 
 from __future__ import annotations
@@ -65,10 +67,10 @@ _FIELD_PROBLEMS = {
                     "loc": {
                         "type": "array",
                         "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-                        "examples": [["body", "image_size", "width"]],
+                        "example": ["body", "image_size", "width"],
                     },
                     "msg": {"type": "string"},
-                    "type": {"type": "string", "examples": ["greater_than_equal"]},
+                    "type": {"type": "string", "example": "greater_than_equal"},
                     "input": {"description": "The value that was sent."},
                     "ctx": {"type": "object", "description": "The bounds that were crossed."},
                 },
@@ -172,7 +174,7 @@ def _paths(secured: bool) -> dict[str, Any]:
     generate = "Text to image with Sana: 18 steps, classifier-free guidance."
     text = {"text/plain": {"schema": {"type": "string"}}}
     document = {_JSON: {"schema": {"type": "object"}}}
-    image = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+    image = {"schema": {"type": "string", "format": "binary"}}
     name = {
         "name": "name",
         "in": "path",
@@ -184,9 +186,7 @@ def _paths(secured: bool) -> dict[str, Any]:
     return {
         "/generate": {"post": _generation("generate", "Generate images", generate, base, secured)},
         "/": {
-            "post": _generation(
-                "generateAtRoot", "Generate images, at the reference's route", generate, base, secured
-            ),
+            "post": _generation("generateAtRoot", "Generate images, at the reference's route", generate, base, secured),
             "get": _get("page", "The page", {"text/html": {"schema": {"type": "string"}}}),
         },
         "/sprint": {
@@ -213,9 +213,7 @@ def _paths(secured: bool) -> dict[str, Any]:
         "/metrics": {"get": _get("metrics", "Prometheus metrics", text, secured=secured)},
         "/openapi.json": {"get": _get("openapi", "This document", document)},
         "/docs.json": {"get": _get("docs", "This document, where BentoML has it", document, secured=secured)},
-        "/schema.json": {
-            "get": _get("schema", "The schema that BentoML's clients read", document, secured=secured)
-        },
+        "/schema.json": {"get": _get("schema", "The schema that BentoML's clients read", document, secured=secured)},
     }
 
 
@@ -233,19 +231,23 @@ def openapi_document(*, max_pixels: int, secured: bool) -> dict[str, Any]:
         (SanaSprintOutput, "serialization"),
     ]
     _, definitions = models_json_schema(models, ref_template=_REF)
-    schemas: dict[str, Any] = {**definitions["$defs"], "Problem": _PROBLEM, "FieldProblems": _FIELD_PROBLEMS}
+    schemas: dict[str, Any] = {
+        **{name: _as_3_0(schema) for name, schema in definitions["$defs"].items()},
+        "Problem": _PROBLEM,
+        "FieldProblems": _FIELD_PROBLEMS,
+    }
     for name in ("TextToImageInput", "SprintInput"):
         size = schemas[name]["properties"]["image_size"]
         size["description"] += (
             f" A preset's name, or width and height in pixels; width times height is at most {max_pixels}."
         )
     document: dict[str, Any] = {
-        "openapi": "3.1.0",
+        "openapi": "3.0.3",
         "info": {
             "title": "Sana",
             "version": __version__,
-            "summary": "Text to image with NVIDIA's Sana and SANA-Sprint.",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Text to image with NVIDIA's Sana and SANA-Sprint.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "tags": [
             {"name": "generation", "description": "Images from text."},
@@ -265,3 +267,22 @@ def openapi_document(*, max_pixels: int, secured: bool) -> dict[str, Any]:
             "bearer": {"type": "http", "scheme": "bearer"},
         }
     return document
+
+
+def _as_3_0(schema: Any) -> Any:
+    """A schema of pydantic's in OpenAPI 3.0's words: `nullable`, and one `example` instead of a list."""
+    if isinstance(schema, list):
+        return [_as_3_0(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    converted = {name: _as_3_0(value) for name, value in schema.items() if name not in {"examples", "default"}}
+    if "default" in schema:
+        converted["default"] = schema["default"]
+    if isinstance(schema.get("examples"), list):
+        converted["example"] = schema["examples"][0]
+    arms = converted.get("anyOf", [])
+    if {"type": "null"} in arms:
+        [arm] = [arm for arm in arms if arm != {"type": "null"}]
+        del converted["anyOf"]
+        converted |= {**arm, "nullable": True}
+    return converted

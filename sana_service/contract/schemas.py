@@ -52,9 +52,7 @@ class BaseInput(BaseModel):
         description="The size of the generated image.",
         examples=["square_hd", {"width": 1024, "height": 1024}],
     )
-    num_inference_steps: int = Field(
-        default=18, description="The number of inference steps to perform.", ge=1, le=50
-    )
+    num_inference_steps: int = Field(default=18, description="The number of inference steps to perform.", ge=1, le=50)
     seed: int | None = Field(
         default=None,
         description=(
@@ -75,17 +73,13 @@ class BaseInput(BaseModel):
         allow_inf_nan=False,
         title="Guidance scale (CFG)",
     )
-    enable_safety_checker: bool = Field(
-        default=True, description="If set to true, the safety checker will be enabled."
-    )
+    enable_safety_checker: bool = Field(default=True, description="If set to true, the safety checker will be enabled.")
     num_images: int = Field(default=1, description="The number of images to generate.", ge=1, le=4)
     output_format: OutputFormat = Field(default="jpeg", description="The format of the generated image.")
     style_name: StyleName = Field(default="(No style)", description="The style to generate the image in.")
     sync_mode: bool = Field(
         default=False,
-        description=(
-            "If set to true, the image is returned as a data URI in `url` and is not stored on the server."
-        ),
+        description=("If set to true, the image is returned as a data URI in `url` and is not stored on the server."),
     )
 
     @field_validator("image_size")
@@ -114,14 +108,11 @@ class SprintInput(BaseInput):
     negative_prompt: Prompt = Field(
         default="",
         description=(
-            "Accepted so that the same body works on both endpoints, and ignored: SANA-Sprint has no "
-            "negative prompt."
+            "Accepted so that the same body works on both endpoints, and ignored: SANA-Sprint has no negative prompt."
         ),
         examples=[""],
     )
-    num_inference_steps: int = Field(
-        default=2, description="The number of inference steps to perform.", ge=1, le=20
-    )
+    num_inference_steps: int = Field(default=2, description="The number of inference steps to perform.", ge=1, le=20)
 
 
 class ImageFile(BaseModel):
@@ -131,9 +122,7 @@ class ImageFile(BaseModel):
 
     url: str = Field(description="The URL where the file can be downloaded from.")
     content_type: str = Field(description="The mime type of the file.", examples=["image/jpeg"])
-    file_name: str = Field(
-        description="The name of the file.", examples=["0f8c5a2b9d3e4f60718293a4b5c6d7e8.jpg"]
-    )
+    file_name: str = Field(description="The name of the file.", examples=["0f8c5a2b9d3e4f60718293a4b5c6d7e8.jpg"])
     file_size: int = Field(description="The size of the file in bytes.", examples=[2404404])
     width: int = Field(description="The width of the image in pixels.", examples=[1024])
     height: int = Field(description="The height of the image in pixels.", examples=[1024])

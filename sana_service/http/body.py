@@ -89,9 +89,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     return data
 
 
-async def _run_until_disconnect(
-    app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send
-) -> None:
+async def _run_until_disconnect(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
     """Run the app on a body already read; when the client leaves before the answer, cancel it."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     gone = asyncio.Event()

@@ -33,9 +33,7 @@ def read_key_digests(path: Path) -> tuple[bytes, ...]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"the file cannot be read: {reason}") from error
     digests = tuple(
-        _digest(key, number)
-        for number, line in enumerate(lines, 1)
-        if (key := line.partition("#")[0].strip())
+        _digest(key, number) for number, line in enumerate(lines, 1) if (key := line.partition("#")[0].strip())
     )
     if not digests:
         raise ValueError("the file holds no key")

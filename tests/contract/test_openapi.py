@@ -55,3 +55,17 @@ def test_keys_are_asked_for_only_when_configured() -> None:
         ("/", "post"), ("/generate", "post"), ("/sprint", "post"),
         ("/metrics", "get"), ("/schema.json", "get"), ("/docs.json", "get"),
     }  # fmt: skip
+
+
+def test_titles_examples_and_bounds_reach_the_document() -> None:
+    schemas = openapi_document(max_pixels=9_000_000, secured=False)["components"]["schemas"]
+    properties = schemas["TextToImageInput"]["properties"]
+    assert properties["prompt"]["title"] == "Prompt"
+    assert properties["prompt"]["example"].startswith("Underwater coral reef")
+    assert properties["guidance_scale"] | {"minimum": 0.0, "maximum": 20.0} == properties["guidance_scale"]
+    assert properties["seed"] | {"type": "integer", "nullable": True, "maximum": 2**64 - 1} == properties["seed"]
+    assert properties["seed"]["default"] is None
+    assert properties["image_size"]["default"] == {"width": 3840, "height": 2160}
+    assert schemas["TextToImageInput"]["additionalProperties"] is False
+    assert schemas["SprintInput"]["properties"]["num_inference_steps"]["maximum"] == 20
+    assert schemas["SanaOutput"]["properties"]["images"]["example"][0]["width"] == 3840

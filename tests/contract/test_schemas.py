@@ -18,9 +18,7 @@ def accept(body: str, model: type[TextToImageInput] | type[SprintInput] = TextTo
     return model.model_validate(from_json(body), context={"max_pixels": MAX_PIXELS})
 
 
-def faults(
-    body: str, model: type[TextToImageInput] | type[SprintInput] = TextToImageInput
-) -> list[dict[str, Any]]:
+def faults(body: str, model: type[TextToImageInput] | type[SprintInput] = TextToImageInput) -> list[dict[str, Any]]:
     with pytest.raises(ValidationError) as caught:
         accept(body, model)
     return validation_detail(caught.value)

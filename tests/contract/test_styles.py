@@ -9,9 +9,7 @@ def test_the_ten_names_of_fal() -> None:
 
 
 def test_every_template_has_one_place_for_the_prompt() -> None:
-    assert {name: style.template.count("{prompt}") for name, style in STYLES.items()} == dict.fromkeys(
-        STYLES, 1
-    )
+    assert {name: style.template.count("{prompt}") for name, style in STYLES.items()} == dict.fromkeys(STYLES, 1)
 
 
 def test_no_style_leaves_both_texts_alone() -> None:
@@ -20,10 +18,7 @@ def test_no_style_leaves_both_texts_alone() -> None:
 
 def test_a_style_wraps_the_prompt_and_leads_the_negative_prompt() -> None:
     prompt, negative = apply_style("3D Model", "a cat", "dogs")
-    assert (
-        prompt
-        == "professional 3d model a cat . octane render, highly detailed, volumetric, dramatic lighting"
-    )
+    assert prompt == "professional 3d model a cat . octane render, highly detailed, volumetric, dramatic lighting"
     assert negative == "ugly, deformed, noisy, low poly, blurry, painting, dogs"
 
 

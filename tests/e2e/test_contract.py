@@ -153,9 +153,7 @@ def test_headers_of_a_success(http: httpx.Client) -> None:
     assert answer.headers["x-request-id"] == "my-id.1"
     assert answer.headers["x-fal-billable-units"] == "2"
     stages = re.findall(r"([a-z]+);dur=([0-9.]+)", answer.headers["server-timing"])
-    assert {"queue", "text", "denoise", "decode", "safety", "encode", "store", "total"} <= {
-        s for s, _ in stages
-    }
+    assert {"queue", "text", "denoise", "decode", "safety", "encode", "store", "total"} <= {s for s, _ in stages}
     timings = answer.json()["timings"]
     assert float(dict(stages)["denoise"]) == pytest.approx(timings["denoise"] * 1000, abs=0.06)
 

@@ -56,9 +56,7 @@ def mutate(chance: random.Random) -> bytes:
                 case 0:
                     text[position] = chance.randrange(256)
                 case 1:
-                    text[position:position] = bytes(
-                        chance.randrange(256) for _ in range(chance.randint(1, 8))
-                    )
+                    text[position:position] = bytes(chance.randrange(256) for _ in range(chance.randint(1, 8)))
                 case _:
                     del text[position : position + chance.randint(1, 20)]
     return bytes(text)

@@ -84,10 +84,7 @@ def test_cors(http: httpx.Client) -> None:
     assert denied.status_code == 401
     assert denied.headers["access-control-allow-origin"] == ORIGIN
     assert "x-fal-billable-units" in denied.headers["access-control-expose-headers"]
-    assert (
-        "access-control-allow-origin"
-        not in http.get("/livez", headers={"origin": "https://evil.example"}).headers
-    )
+    assert "access-control-allow-origin" not in http.get("/livez", headers={"origin": "https://evil.example"}).headers
 
 
 def test_flagged_images_are_black_billed_and_expire(http: httpx.Client) -> None:

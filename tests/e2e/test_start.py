@@ -23,9 +23,7 @@ from tests import services
         ({"SANA_STORAGE_URL": "nowhere://x"}, "SANA_STORAGE_URL='nowhere://x': "),
     ],
 )
-def test_a_wrong_setting_ends_the_start_with_one_line(
-    tmp_path: Path, variables: dict[str, str], line: str
-) -> None:
+def test_a_wrong_setting_ends_the_start_with_one_line(tmp_path: Path, variables: dict[str, str], line: str) -> None:
     with services.process(tmp_path, variables) as server:
         assert server.process.wait(60) != 0
         complaints = [text for text in server.log.splitlines() if "SANA_" in text]
@@ -41,9 +39,7 @@ def test_a_wrong_setting_ends_the_start_with_one_line(
         ({"SANA_MODELS": "bundled", "SANA_SAFETY_MODEL": "/nonexistent/safety"}, "/nonexistent/safety"),
     ],
 )
-def test_a_failed_load_ends_the_process_with_one_line(
-    tmp_path: Path, variables: dict[str, str], line: str
-) -> None:
+def test_a_failed_load_ends_the_process_with_one_line(tmp_path: Path, variables: dict[str, str], line: str) -> None:
     with services.process(tmp_path, variables) as server:
         assert server.process.wait(90) != 0
         complaints = [text for text in server.log.splitlines() if "start failed" in text]

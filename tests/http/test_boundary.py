@@ -89,9 +89,7 @@ def test_an_unknown_exception_tells_the_client_nothing(caplog: pytest.LogCapture
         (PlainTextResponse("", 500), 500, "Internal Server Error"),
     ],
 )
-def test_what_bentoml_answers_by_itself_gets_the_same_shape(
-    foreign: Response, status: int, detail: str
-) -> None:
+def test_what_bentoml_answers_by_itself_gets_the_same_shape(foreign: Response, status: int, detail: str) -> None:
     response = answered(foreign)
     assert (response.status_code, response.json()) == (status, {"detail": detail})
     assert response.headers["content-type"] == "application/json"
