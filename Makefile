@@ -8,23 +8,24 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PORT ?= 3000
-TORCH := torch==2.13.0
+TORCH := $(shell grep '^torch==' requirements.txt)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-HASHED := --require-hashes --no-deps
+# pip asks for a hash of every line, and torch has none
+HASHED = install --require-hashes --no-deps -r <(grep -v '^torch==' $<)
 
-$(VENV)/torch: Makefile
+$(VENV)/torch: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $(TORCH) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	$(PIP) install $(TORCH) $(if $(TORCH_INDEX_URL),--index-url '$(TORCH_INDEX_URL)')
 	touch $@
 
 $(VENV)/run: requirements.txt $(VENV)/torch
-	$(PIP) install $(HASHED) -r requirements.txt
+	$(PIP) $(HASHED)
 	touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/run
-	$(PIP) install $(HASHED) -r requirements-dev.txt
+	$(PIP) $(HASHED)
 	touch $@
 
 .PHONY: help
@@ -61,13 +62,16 @@ fuzz: $(VENV)/dev ## run the API fuzzer at length
 build: $(VENV)/run ## build the Bento
 	$(BIN)/bentoml build
 
+LOCK := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	--no-emit-package torch --no-header --no-annotate -q pyproject.toml
+
 .PHONY: lock
 lock: ## pin the requirements anew, with hashes; needs uv
-	echo '$(TORCH)' > $(VENV)/torch.txt
-	uv pip compile -q pyproject.toml -c $(VENV)/torch.txt $(LOCK) -o requirements.txt
-	uv pip compile -q pyproject.toml --all-extras -c requirements.txt -c $(VENV)/torch.txt $(LOCK) -o requirements-dev.txt
-LOCK := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
-	--no-emit-package torch --no-header --no-annotate
+	grep '^torch==' requirements.txt > $(VENV)/torch.txt
+	uv pip compile $(LOCK) -c $(VENV)/torch.txt -o $(VENV)/requirements.txt
+	uv pip compile $(LOCK) -c $(VENV)/torch.txt -c $(VENV)/requirements.txt --all-extras -o requirements-dev.txt
+	{ echo '# No hash: the CPU and the CUDA builds of one version share its number.'; \
+		cat $(VENV)/torch.txt $(VENV)/requirements.txt; } > requirements.txt
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches
