@@ -63,15 +63,14 @@ build: $(VENV)/run ## build the Bento
 	$(BIN)/bentoml build
 
 LOCK := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
-	--no-emit-package torch --no-header --no-annotate -q pyproject.toml
+	--excludes <(echo torch) --no-header --no-annotate -q pyproject.toml
 
 .PHONY: lock
 lock: ## pin the requirements anew, with hashes; needs uv
-	grep '^torch==' requirements.txt > $(VENV)/torch.txt
-	uv pip compile $(LOCK) -c $(VENV)/torch.txt -o $(VENV)/requirements.txt
-	uv pip compile $(LOCK) -c $(VENV)/torch.txt -c $(VENV)/requirements.txt --all-extras -o requirements-dev.txt
-	{ echo '# No hash: the CPU and the CUDA builds of one version share its number.'; \
-		cat $(VENV)/torch.txt $(VENV)/requirements.txt; } > requirements.txt
+	uv pip compile $(LOCK) -o $(VENV)/requirements.txt
+	uv pip compile $(LOCK) -c $(VENV)/requirements.txt --all-extras -o requirements-dev.txt
+	{ echo '# No hash: the CPU and the CUDA builds of one version share its number.'; echo '$(TORCH)'; \
+		cat $(VENV)/requirements.txt; } > requirements.txt
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches

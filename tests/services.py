@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0
@@ -34,7 +35,7 @@ class Server:
 
     Args:
         url: scheme, host and port.
-        process: its supervisor, leader of a process group.
+        process: its supervisor.
         log_path: what it printed.
         storage: the folder of its images.
     """
@@ -106,14 +107,20 @@ def process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     try:
         yield Server(f"http://127.0.0.1:{port}", started, log_path, folder / "files")
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+        _kill(started)
+
+
+def _kill(started: subprocess.Popen[bytes]) -> None:
+    """The supervisor and its workers, which lead sessions of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(started.pid).children(recursive=True):
+            child.kill()
+    started.kill()
+    started.wait()
 
 
 @contextlib.contextmanager
