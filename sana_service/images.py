@@ -11,6 +11,7 @@ import asyncio
 import base64
 import io
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,11 +79,11 @@ class Encoder:
     """Threads that encode, so that neither the event loop nor a device's thread does.
 
     Args:
-        workers: threads; by default one fewer than there are cores, at least one.
+        workers: threads; by default one for each core this process may use.
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        workers = workers or max(1, (os.cpu_count() or 1) - 1)
+        workers = workers or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
 
     async def encode_all(
@@ -115,7 +116,8 @@ class Encoder:
 
 def _save_options(output_format: OutputFormat, metadata: ImageMetadata | None) -> dict[str, Any]:
     if output_format == "png":
-        options: dict[str, Any] = {"compress_level": PNG_COMPRESS_LEVEL}
+        # Run lengths alone: on noise nearly twice as fast as the default strategy, on flat areas alike.
+        options: dict[str, Any] = {"compress_level": PNG_COMPRESS_LEVEL, "compress_type": zlib.Z_RLE}
         if metadata is not None:
             options["pnginfo"] = file_metadata.png_info(metadata)
         return options
