@@ -358,9 +358,8 @@ class TestS3:
         head = bucket.head_object(Bucket="images", Key=f"some/prefix/{name}")
         assert (head["ContentType"], head["ContentLength"]) == ("image/jpeg", 3)
 
-    @pytest.mark.parametrize("url", ["s3://images", "s3://images/"])
-    def test_needs_no_prefix(self, bucket: Any, url: str) -> None:
-        name = Storage(url, TTL).put(b"abc", "jpg")
+    def test_needs_no_prefix(self, bucket: Any) -> None:
+        name = Storage("s3://images", TTL).put(b"abc", "jpg")
         assert bucket.head_object(Bucket="images", Key=name)["ContentLength"] == 3
 
     def test_replicas_share_it(self, s3: Storage) -> None:
@@ -377,9 +376,7 @@ class TestS3:
         with pytest.raises(StorageError, match=r"^s3://absent does not exist: "):
             Storage("s3://absent/prefix", TTL).check()
 
-    def test_a_refusal_is_an_error_and_not_repeated(
-        self, bucket: Any, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_refusal_is_an_error_and_not_repeated(self, bucket: Any, caplog: pytest.LogCaptureFixture) -> None:
         statement = {
             "Effect": "Deny",
             "Principal": "*",
@@ -403,9 +400,7 @@ class TestS3:
             storage = Storage("s3://images", TTL)
             started = time.monotonic()
             for attempt in (storage.check, lambda: storage.open("0" * 32 + ".png")):
-                with pytest.raises(
-                    StorageError, match=r"^s3://images failed twice: Could not connect"
-                ) as caught:
+                with pytest.raises(StorageError, match=r"^s3://images failed twice: Could not connect") as caught:
                     attempt()
                 assert caught.value.__cause__ is not None
             assert time.monotonic() - started < 5
