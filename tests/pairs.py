@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -20,6 +21,9 @@ from sana_service.engine.job import Job
 from sana_service.models.bundled.random_pair import build_random_pair
 from sana_service.models.checkpoint import Checkpoint, Models
 from sana_service.models.load import load_models
+
+DIFFUSERS_WARNS = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+"""Warnings are errors; this one is of diffusers' DPM-Solver, where it turns a tensor into an array."""
 
 # The machine is shared, and rounding depends on how sums are split among threads.
 torch.set_num_threads(1)
@@ -100,8 +104,7 @@ def pillow_resize(image: torch.Tensor, crop: Box, size: Size) -> np.ndarray:
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     to = (size.width, size.height)
     channels = [
-        np.asarray(Image.fromarray(channel.numpy()).crop(box).resize(to, Image.Resampling.BICUBIC))
-        for channel in image
+        np.asarray(Image.fromarray(channel.numpy()).crop(box).resize(to, Image.Resampling.BICUBIC)) for channel in image
     ]
     pixels: np.ndarray = np.clip(np.stack(channels, axis=-1), 0, 1) * 255
     return pixels

@@ -54,7 +54,7 @@ def locate(model: ModelName, name: str, revision: str | None, *, prefer_bf16: bo
         return read_layout(model, name, folder, None)
     folder, commit = _download(model, name, revision, prefer_bf16)
     layout = read_layout(model, name, folder, commit)
-    if commit is not None and commit != revision:
+    if commit != revision:
         _LOG.info(
             "%s is %s at commit %s; pin it with SANA_%s_REVISION=%s",
             model,
@@ -68,8 +68,8 @@ def locate(model: ModelName, name: str, revision: str | None, *, prefer_bf16: bo
 
 def _download(
     model: ModelName, name: str, revision: str | None, prefer_bf16: bool
-) -> tuple[Path, str | None]:
-    """The snapshot's folder and the commit that the revision resolved to."""
+) -> tuple[Path, str]:
+    """The snapshot's folder, which is named after the commit that the revision resolved to."""
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -80,7 +80,8 @@ def _download(
     try:
         info = huggingface_hub.HfApi().model_info(name, revision=revision)
         files = _wanted(model, name, [sibling.rfilename for sibling in info.siblings or []], prefer_bf16)
-        folder = huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=files)
+        # By the revision's name, so that the cache knows it when the hub does not answer.
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except ModelLoadError:
         raise
     except GatedRepoError as error:
@@ -95,10 +96,10 @@ def _download(
     except Exception as error:
         # Whatever the client library raises for a network that is down; it changes with its version.
         return _cached(model, name, revision, error)
-    return Path(folder), info.sha
+    return folder, folder.name
 
 
-def _cached(model: ModelName, name: str, revision: str | None, error: Exception) -> tuple[Path, str | None]:
+def _cached(model: ModelName, name: str, revision: str | None, error: Exception) -> tuple[Path, str]:
     """What an earlier start downloaded, for when the hub does not answer."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -107,11 +108,11 @@ def _cached(model: ModelName, name: str, revision: str | None, error: Exception)
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         what = (
-            f"the hub cannot be reached ({type(error).__name__}) and no earlier download is here; "
+            f"the hub does not answer ({type(error).__name__}: {error}) and no earlier download is here; "
             "check the network or name a local folder"
         )
         raise load_error(model, name, what) from error
-    _LOG.warning("the hub cannot be reached, %s is used as downloaded earlier (%s)", name, folder.name)
+    _LOG.warning("the hub does not answer, %s is used as downloaded earlier (%s)", name, folder.name)
     return folder, folder.name
 
 

@@ -176,17 +176,21 @@ class _Loader:
         library: Any = transformers if component == "text_encoder" else diffusers
         weights = layout.weights(component, self._prefers_bf16)
         with layout.reading(component):
-            module, report = getattr(library, layout.class_name(component)).from_pretrained(
-                layout.folder,
-                subfolder=component,
-                variant=weights.variant,
-                use_safetensors=True,
-                dtype=self._dtype,
-                # accelerate reads each tensor to its place: no second copy on the host.
-                device_map={"": self._device},
-                output_loading_info=True,
-            )
-        # The libraries fill such gaps with random numbers and a warning.
+            try:
+                module, report = getattr(library, layout.class_name(component)).from_pretrained(
+                    layout.folder,
+                    subfolder=component,
+                    variant=weights.variant,
+                    use_safetensors=True,
+                    dtype=self._dtype,
+                    # accelerate reads each tensor to its place: no second copy on the host.
+                    device_map={"": self._device},
+                    output_loading_info=True,
+                )
+            except NotImplementedError as error:
+                # diffusers leaves a weight that no file has without data, and then tries to move it.
+                raise layout.error(f"its {component} lacks weights that its configuration asks for") from error
+        # transformers fills such gaps with random numbers and a warning.
         gaps = [*report["missing_keys"], *report["mismatched_keys"]]
         if gaps:
             raise layout.error(f"its {component} lacks {len(gaps)} weights, {gaps[0]} the first")

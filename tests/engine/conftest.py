@@ -9,7 +9,7 @@ import pytest
 
 from sana_service.engine.engine import Engine
 from sana_service.models.checkpoint import Models
-from tests.pairs import Pair, Stock, write_pair
+from tests.pairs import DIFFUSERS_WARNS, Pair, Stock, write_pair
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +36,7 @@ def engine(models: Models) -> Iterator[Engine]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Warnings are errors; this one is diffusers' (DPM-Solver turns a tensor into an array)."""
-    known = pytest.mark.filterwarnings(
-        "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-    )
+    """Each test here may reach diffusers' solver."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(known)
+            item.add_marker(DIFFUSERS_WARNS)

@@ -90,9 +90,7 @@ def test_pictures_at_bin_sizes_are_the_stock_pipelines(
 
 
 @pytest.mark.parametrize("model", ["base", "sprint"])
-def test_the_parameters_of_the_cases_above_change_the_picture(
-    model: str, filmed: Engine, camera: Camera, stock: Stock
-):
+def test_the_parameters_of_the_cases_above_change_the_picture(model: str, filmed: Engine, camera: Camera, stock: Stock):
     """Or equality would prove nothing about them."""
     plain = stock.draw(job(model=model))
     changes: list[dict[str, Any]] = [
