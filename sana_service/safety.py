@@ -68,9 +68,7 @@ class OpenNsfw:
     def probabilities(self, images: torch.Tensor) -> list[float]:
         """See `SafetyModel`; the package itself prepares the pictures, quantised to 8 bits."""
         pictures = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        return [
-            prediction.nsfw for prediction in self._classifier.classify_batch(list(pictures), max_workers=1)
-        ]
+        return [prediction.nsfw for prediction in self._classifier.classify_batch(list(pictures), max_workers=1)]
 
 
 class FalconsAi:
@@ -177,6 +175,4 @@ def _read_preparation(name: str) -> _Preparation:
             std=tuple(config["image_std"]) if normalize else (1.0,) * 3,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{_PREPROCESSOR_FILE} of the safety model {name!r} is not understood: {error}"
-        ) from error
+        raise ValueError(f"{_PREPROCESSOR_FILE} of the safety model {name!r} is not understood: {error}") from error

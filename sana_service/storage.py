@@ -196,9 +196,7 @@ class _Folder:
         parts = urlsplit(url)
         ours = parts.netloc in ("", "localhost") and parts.path.startswith("/")
         if not ours or parts.query or parts.fragment:
-            raise ValueError(
-                f"{url!r} must be an absolute path with three slashes, such as file:///var/lib/sana"
-            )
+            raise ValueError(f"{url!r} must be an absolute path with three slashes, such as file:///var/lib/sana")
         self._folder = Path(url2pathname(parts.path))
         self._ttl_seconds = ttl_seconds
         with self._failures("made"):
