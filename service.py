@@ -17,6 +17,7 @@ os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 import bentoml
 import yaml
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -35,6 +36,7 @@ from sana_service.engine.job import ModelName
 from sana_service.http.address import base_url
 from sana_service.http.app import wrap
 from sana_service.http.boundary import error_response
+from sana_service.http.disconnect import until_disconnect
 from sana_service.startup import prepare
 from sana_service.telemetry import get_logger
 
@@ -93,9 +95,13 @@ class Sana:
     async def _answer(self, ctx: bentoml.Context, model: ModelName, request: BaseInput) -> Any:
         """The output model, or the response of an error: BentoML would hide what an exception says."""
         try:
-            output = await self._runtime.generate(model, request, base_url(ctx.request.scope))
+            work = self._runtime.generate(model, request, base_url(ctx.request.scope))
+            output = await until_disconnect(work, ctx.request.receive)
         except ServiceError as error:
             return _refuse(ctx, error)
+        except ClientDisconnect:
+            logger.info("the client left")
+            return _refuse(ctx, ServiceError())
         except Exception:
             logger.exception("%s failed", model)
             return _refuse(ctx, ServiceError())

@@ -160,8 +160,10 @@ class JobQueue:
 
     def _require_room(self, job: Job) -> None:
         now = time.monotonic()
+        # A cancelled job leaves the device within a step.
         remaining = [
-            max(0.0, self._costs.predict(ticket.job) - (now - ticket.started_at)) for ticket in self._running
+            0.0 if ticket.job.cancelled else max(0.0, self._costs.predict(ticket.job) - (now - ticket.started_at))
+            for ticket in self._running
         ]
         idle = self._loops - len(self._running)
         if len(self._waiting) >= self._max_queue + idle:

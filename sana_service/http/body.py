@@ -6,7 +6,6 @@ came, so BentoML's own parsing finds only what passed here.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -27,7 +26,7 @@ _MODELS: dict[str, type[BaseModel]] = {GENERATE: TextToImageInput, SPRINT: Sprin
 
 
 class RequestBody:
-    """413, 415, 400 and 422; a request whose client leaves is cancelled."""
+    """413, 415, 400 and 422."""
 
     def __init__(self, app: ASGIApp, max_pixels: int) -> None:
         self.app = app
@@ -48,7 +47,7 @@ class RequestBody:
             model.model_validate(data, context=self._context)
         except ValidationError as error:
             raise InvalidFields(error) from error
-        await _run_until_disconnect(self.app, scope, body, receive, send)
+        await self.app(scope, _replay(body, receive), send)
 
 
 async def _read(receive: Receive) -> bytes:
@@ -89,39 +88,11 @@ def _parse(body: bytes) -> dict[str, Any]:
     return data
 
 
-async def _run_until_disconnect(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-    """Run the app on a body already read; when the client leaves before the answer, cancel it."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once more, and then what the connection gives."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-    gone = asyncio.Event()
-    answered = False
 
-    async def replay() -> Message:
-        if messages:
-            return messages.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
 
-    async def note_end(message: Message) -> None:
-        nonlocal answered
-        await send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            answered = True
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone.set()
-        # servers report a disconnect after a complete response, too
-        if not answered:
-            answer.cancel()
-
-    answer = asyncio.ensure_future(app(scope, replay, note_end))
-    watcher = asyncio.create_task(watch())
-    try:
-        await answer
-    except asyncio.CancelledError:
-        answer.cancel()
-        if not gone.is_set():
-            raise
-    finally:
-        watcher.cancel()
+    return replayed

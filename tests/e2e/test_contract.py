@@ -6,6 +6,9 @@ import base64
 import hashlib
 import io
 import re
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -222,3 +225,18 @@ def test_no_prompt_reaches_the_log(http: httpx.Client, quick_server: Server) -> 
     http.post("/sprint", json={**QUICK, "prompt": secret, "seed": secret})
     http.post("/sprint", content=secret.encode(), headers=JSON)
     assert secret not in quick_server.log
+
+
+def test_probes_answer_while_the_device_works(http: httpx.Client, quick_server: Server) -> None:
+    heavy = {"prompt": "a", "image_size": "square_hd", "num_inference_steps": 50, "num_images": 4}
+    with ThreadPoolExecutor(1) as pool, quick_server.client() as other:
+        running = pool.submit(other.post, "/generate", json=heavy)
+        waits = []
+        while not running.done():
+            started = time.perf_counter()
+            assert http.get("/livez").status_code == 200
+            waits.append(time.perf_counter() - started)
+        assert running.result().status_code == 200
+    # a blocked event loop would answer once, after the whole request
+    assert len(waits) > 10
+    assert statistics.median(waits) < 0.15

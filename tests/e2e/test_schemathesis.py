@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Server
+from tests.services import REPOSITORY, Server
 
 EXAMPLES = int(os.environ.get("SANA_FUZZ_EXAMPLES", "50"))
 
@@ -27,15 +27,14 @@ def test_schemathesis_finds_nothing(quick_server: Server, tmp_path: Path) -> Non
         "--suppress-health-check=all",
         "--no-color",
     ]
-    hooks = {"SCHEMATHESIS_HOOKS": "tests.e2e.schemathesis_hooks", "PYTHONPATH": "."}
+    hooks = {"SCHEMATHESIS_HOOKS": "tests.e2e.schemathesis_hooks", "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
         command,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | hooks | {"HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)},
+        cwd=tmp_path,
+        env=os.environ | hooks,
         capture_output=True,
         text=True,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout[-20_000:] + finished.stderr[-5_000:]
-    assert "POST" in finished.stdout or "No issues found" in finished.stdout
-    assert quick_server.client().get("/livez").status_code == 200
+    assert "Tested: 10" in finished.stdout
