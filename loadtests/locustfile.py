@@ -106,8 +106,8 @@ def _set_weights(environment: Environment, **_: Any) -> None:
         SprintUser.weight = environment.parsed_options.sprint_weight
 
 
-events.init_command_line_parser.add_listener(_add_options)  # type: ignore[no-untyped-call]
-events.init.add_listener(_set_weights)  # type: ignore[no-untyped-call]
+events.init_command_line_parser.add_listener(_add_options)
+events.init.add_listener(_set_weights)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger, request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sana_service.engine.engine import Engine
     from sana_service.settings import Settings
@@ -152,7 +152,7 @@ class Generation:
         base = self.settings.public_url or base_url
         return [_file(image, name, f"{base}/files/{name}") for image, name in zip(images, names, strict=True)]
 
-    async def _withdraw(self, puts: list[asyncio.Future[str]]) -> None:
+    async def _withdraw(self, puts: Sequence[asyncio.Future[str]]) -> None:
         """Delete what was stored for a request that failed; expiry would find it later anyway."""
         for outcome in await asyncio.gather(*puts, return_exceptions=True):
             if isinstance(outcome, str):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Literal
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -26,20 +26,17 @@ def get_logger(name: str) -> logging.Logger:
 
 class _TextFormatter(logging.Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-8s [%(name)s] %(message)s (request %(request_id)s)")
-        self._plain = logging.Formatter("%(asctime)s %(levelname)-8s [%(name)s] %(message)s")
+        super().__init__("%(asctime)s %(levelname)-8s [%(name)s] %(message)s")
 
-    def format(self, record: logging.LogRecord) -> str:
-        record.request_id = request_id.get()
-        return self._plain.format(record) if record.request_id == "-" else super().format(record)
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return line if request_id.get() == "-" else f"{line} (request {request_id.get()})"
 
 
 class _JsonFormatter(logging.Formatter):
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
         entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
