@@ -136,9 +136,7 @@ def latent_shape(checkpoint: Checkpoint, size: Size) -> tuple[int, int, int]:
     return checkpoint.transformer.config.in_channels, size.height // factor, size.width // factor
 
 
-def _start(
-    checkpoint: Checkpoint, size: Size, seeds: Sequence[int]
-) -> tuple[list[torch.Generator], torch.Tensor]:
+def _start(checkpoint: Checkpoint, size: Size, seeds: Sequence[int]) -> tuple[list[torch.Generator], torch.Tensor]:
     """A generator per image and each one's first draw, (images, channels, h, w) float32."""
     device = checkpoint.transformer.device
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]

@@ -30,9 +30,7 @@ class Engine:
         max_queue: jobs that may wait, besides the one on the device.
     """
 
-    def __init__(
-        self, models: Models, *, safety: SafetyModel | None, nsfw_threshold: float, max_queue: int
-    ) -> None:
+    def __init__(self, models: Models, *, safety: SafetyModel | None, nsfw_threshold: float, max_queue: int) -> None:
         costs = Costs()
         self._queue = JobQueue(max_queue, 1, costs)
         stages = Stages(models, safety, nsfw_threshold)

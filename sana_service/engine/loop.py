@@ -99,7 +99,8 @@ class DeviceLoop:
             return told
         if isinstance(error, torch.AcceleratorError) and not answers(self._device):
             self.lost = True
-            _LOG.critical("%s is lost until the process restarts: %s", self._device, error)
+            reason = str(error).partition("\n")[0]
+            _LOG.critical("%s is lost until the process restarts: %s", self._device, reason)
         return error
 
 

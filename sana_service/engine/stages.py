@@ -125,9 +125,7 @@ class Stages:
         timings[name] = time.perf_counter() - started
 
 
-def _resize(
-    images: torch.Tensor, flagged: tuple[bool, ...], drawn: Size, requested: Size, check: Check
-) -> np.ndarray:
+def _resize(images: torch.Tensor, flagged: tuple[bool, ...], drawn: Size, requested: Size, check: Check) -> np.ndarray:
     """(images, height, width, 3) uint8 at the requested size, flagged pictures black."""
     pixels = np.zeros((len(images), requested.height, requested.width, 3), np.uint8)
     crop = crop_box(drawn, requested)

@@ -38,8 +38,7 @@ def _same_tensors(one: list[Path], other: list[Path], dtype: torch.dtype) -> boo
 
     ours, theirs = places(one), places(other)
     return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[key].get_tensor(key).to(dtype), theirs[key].get_tensor(key).to(dtype))
-        for key in ours
+        torch.equal(ours[key].get_tensor(key).to(dtype), theirs[key].get_tensor(key).to(dtype)) for key in ours
     )
 
 

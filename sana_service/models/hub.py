@@ -66,9 +66,7 @@ def locate(model: ModelName, name: str, revision: str | None, *, prefer_bf16: bo
     return layout
 
 
-def _download(
-    model: ModelName, name: str, revision: str | None, prefer_bf16: bool
-) -> tuple[Path, str]:
+def _download(model: ModelName, name: str, revision: str | None, prefer_bf16: bool) -> tuple[Path, str]:
     """The snapshot's folder, which is named after the commit that the revision resolved to."""
     import huggingface_hub
     from huggingface_hub.errors import (
@@ -90,9 +88,7 @@ def _download(
         what = "there is neither a folder nor a repository of this name (a private one needs HF_TOKEN)"
         raise load_error(model, name, what) from error
     except RevisionNotFoundError as error:
-        raise load_error(
-            model, name, f"it has no revision {revision}, see SANA_{model.upper()}_REVISION"
-        ) from error
+        raise load_error(model, name, f"it has no revision {revision}, see SANA_{model.upper()}_REVISION") from error
     except Exception as error:
         # Whatever the client library raises for a network that is down; it changes with its version.
         return _cached(model, name, revision, error)

@@ -42,6 +42,9 @@ _SCHEDULERS: Mapping[ModelName, tuple[str, ...]] = {
     "sprint": ("SCMScheduler",),
 }
 
+SAMPLE_SIZES = (16, 32, 64, 128)
+"""Sides of the latents of a square picture for which sizes to draw at are known: 512 to 4096 pixels."""
+
 _SHARD = r"-\d{5}-of-\d{5}"
 _PLAIN = re.compile(rf"(model|diffusion_pytorch_model)({_SHARD})?\.safetensors(\.index\.json)?")
 _BF16 = re.compile(
@@ -134,9 +137,7 @@ class Layout:
         """config.json without the notes that saving leaves in it."""
         path = self.folder / component / "config.json"
         config = read_json(path, self.error)
-        return {
-            key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"
-        }
+        return {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
 
     def error(self, what: str) -> ModelLoadError:
         return load_error(self.model, self.name, what)
@@ -173,16 +174,23 @@ def read_layout(model: ModelName, name: str, folder: Path, commit: str | None) -
     for component in COMPONENTS:
         if layout.has(component):
             layout.class_name(component)
+    _check_transformer(layout)
     return layout
+
+
+def _check_transformer(layout: Layout) -> None:
+    config = layout.config("transformer")
+    if config.get("sample_size") not in SAMPLE_SIZES:
+        raise layout.error(f"its transformer has sample_size {config.get('sample_size')}, not one of {SAMPLE_SIZES}")
+    if bool(config.get("guidance_embeds")) != (layout.model == "sprint"):
+        expected = "with" if layout.model == "sprint" else "without"
+        raise layout.error(f"its transformer is not one {expected} guidance_embeds")
 
 
 def no_safetensors(component: str, names: Iterable[str]) -> str:
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if pickles:
-        return (
-            f"its {component} has weights as {pickles[0]} only; pickles are not read, "
-            "convert them to safetensors"
-        )
+        return f"its {component} has weights as {pickles[0]} only; pickles are not read, convert them to safetensors"
     return f"its {component} has no safetensors weights"
 
 

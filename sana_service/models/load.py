@@ -44,9 +44,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda:0" if count else "cpu"
     if device.startswith("cuda") and (torch.device(device).index or 0) >= count:
-        raise ModelLoadError(
-            f"SANA_DEVICES={device}: this machine has {count} CUDA devices that torch can use"
-        )
+        raise ModelLoadError(f"SANA_DEVICES={device}: this machine has {count} CUDA devices that torch can use")
     return device
 
 
@@ -131,9 +129,7 @@ class _Loader:
         from sana_service.models.compare import same_weights
 
         shared_vae = not sprint.has("vae") or same_weights(base, sprint, "vae", self._dtype)
-        with tqdm(
-            total=5 if shared_vae else 6, desc="loading", disable=None if self._progress else True
-        ) as bar:
+        with tqdm(total=5 if shared_vae else 6, desc="loading", disable=None if self._progress else True) as bar:
 
             def done(component: Any) -> Any:
                 bar.update()

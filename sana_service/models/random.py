@@ -89,9 +89,7 @@ def random_tokenizer() -> Tokenizer:
     )
 
 
-def _materialise(
-    module: nn.Module, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> None:
+def _materialise(module: nn.Module, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
     """Give every parameter its place and its values; buffers are real already."""
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):

@@ -224,6 +224,14 @@ def spoil_custom_class(pair: Pair) -> None:
     edit(pair.base / "model_index.json", transformer=["my_code", "MyTransformer"])
 
 
+def spoil_size(pair: Pair) -> None:
+    edit(pair.base / "transformer" / "config.json", sample_size=33)
+
+
+def spoil_guidance(pair: Pair) -> None:
+    edit(pair.sprint / "transformer" / "config.json", guidance_embeds=False)
+
+
 def spoil_scheduler(pair: Pair) -> None:
     edit(pair.sprint / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
 
@@ -255,6 +263,8 @@ def spoil_tokenizer(pair: Pair) -> None:
         (spoil_shape, "BASE", "transformer cannot be loaded"),
         (spoil_class, "BASE", "transformer is of class PixArtTransformer2DModel, not SanaTransformer2DModel"),
         (spoil_custom_class, "BASE", "transformer is of class MyTransformer, not"),
+        (spoil_size, "BASE", "transformer has sample_size 33, not one of (16, 32, 64, 128)"),
+        (spoil_guidance, "SPRINT", "transformer is not one with guidance_embeds"),
         (spoil_scheduler, "SPRINT", "scheduler is of class DPMSolverMultistepScheduler, not SCMScheduler"),
         (spoil_swap, "SPRINT", "it is a SanaPipeline, not a SanaSprintPipeline"),
         (spoil_component, "BASE", "it has no text_encoder"),
