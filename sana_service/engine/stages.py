@@ -75,13 +75,19 @@ class Stages:
     def _denoise(
         self, job: Job, size: Size, positive: Embedding, negative: Embedding | None, check: Check
     ) -> torch.Tensor:
+        """(images, channels, h, w) float32; one at a time, so that none differs by rounding from the same one alone."""
+        return torch.cat([self._denoise_one(job, seed, size, positive, negative, check) for seed in job.seeds])
+
+    def _denoise_one(
+        self, job: Job, seed: int, size: Size, positive: Embedding, negative: Embedding | None, check: Check
+    ) -> torch.Tensor:
         checkpoint = self._models.checkpoints[job.model]
         steps, guidance_scale = job.num_inference_steps, job.guidance_scale
         if job.model == "sprint":
             return denoise_sprint(
                 checkpoint,
                 size,
-                job.seeds,
+                (seed,),
                 steps=steps,
                 guidance_scale=guidance_scale,
                 positive=positive,
@@ -90,7 +96,7 @@ class Stages:
         return denoise_base(
             checkpoint,
             size,
-            job.seeds,
+            (seed,),
             steps=steps,
             guidance_scale=guidance_scale,
             positive=positive,
