@@ -33,7 +33,7 @@ class Architecture:
     """
 
     heads: int = 5
-    layers: int = 8
+    layers: int = 7
     cross_heads: int = 5
     mlp_ratio: float = 2.5
     text: dict[str, int] = field(
@@ -47,10 +47,10 @@ class Architecture:
             "query_pre_attn_scalar": 32,
         }
     )
-    encoder_channels: tuple[int, ...] = (24, 24, 48, 48, 96, 96)
-    decoder_channels: tuple[int, ...] = (24, 24, 48, 48, 96, 96)
+    encoder_channels: tuple[int, ...] = (16, 16, 32, 64, 64, 128)
+    decoder_channels: tuple[int, ...] = (16, 16, 32, 64, 64, 128)
     encoder_layers: tuple[int, ...] = (0, 1, 1, 1, 1, 1)
-    decoder_layers: tuple[int, ...] = (0, 1, 1, 1, 1, 2)
+    decoder_layers: tuple[int, ...] = (0, 1, 1, 2, 2, 2)
 
     def transformer(self, *, sprint: bool = False) -> dict[str, Any]:
         """Keyword arguments of `SanaTransformer2DModel`."""
@@ -73,7 +73,7 @@ class Architecture:
             "norm_eps": 1e-6,
             "interpolation_scale": 1,
             "qk_norm": "rms_norm_across_heads",
-            "timestep_scale": 0.001 if not sprint else 1.0,
+            "timestep_scale": 0.001,
             "guidance_embeds": sprint,
             "guidance_embeds_scale": 0.1,
         }
