@@ -85,8 +85,7 @@ def test_the_crop_is_central_as_large_as_fits_and_of_the_aspect_asked_for(width,
     assert right - box.left in {0, 1}
     assert bottom - box.top in {0, 1}
     assert box.width == drawn.width or box.height == drawn.height
-    # The rounded side is within half a pixel of the exact one, or the single pixel that must remain.
-    if box.height == drawn.height:
-        assert abs(box.width - box.height * width / height) <= 0.5 or box.width == 1
-    if box.width == drawn.width:
-        assert abs(box.height - box.width * height / width) <= 0.5 or box.height == 1
+    # One side is the bin's; the other is within half a pixel of the exact one, or the single pixel that must remain.
+    width_is_exact = abs(box.width - box.height * width / height) <= 0.5 or box.width == 1
+    height_is_exact = abs(box.height - box.width * height / width) <= 0.5 or box.height == 1
+    assert (box.height == drawn.height and width_is_exact) or (box.width == drawn.width and height_is_exact)
