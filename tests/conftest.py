@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import services
@@ -36,12 +36,21 @@ def quick_server(tmp_path_factory: pytest.TempPathFactory, pair_variables: dict[
 
 
 @pytest.fixture(scope="session")
-def bundled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Server]:
-    """The service as a laptop has it: the bundled model."""
-    with services.server(tmp_path_factory.mktemp("bundled"), {"SANA_MODELS": "bundled"}) as running:
-        yield running
+def bundled_start(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[services.Server, dict[str, httpx.Response]]]:
+    """The service as a laptop has it, with the bundled model; and what it answered while that was loading."""
+    with services.process(tmp_path_factory.mktemp("bundled"), {"SANA_MODELS": "bundled"}) as running:
+        with running.client() as http:
+            early = {"/livez": running.first_answer("/livez")}
+            early["/readyz"] = http.get("/readyz")
+            early["/sprint"] = http.post("/sprint", json={"prompt": "a red circle"})
+            early["bad input"] = http.post("/sprint", json={})
+        running.wait_until_ready()
+        yield running, early
 
 
 @pytest.fixture(scope="session")
-def repository() -> Path:
-    return services.REPOSITORY
+def bundled_server(bundled_start: tuple[services.Server, dict[str, httpx.Response]]) -> services.Server:
+    """The service with the bundled model, ready."""
+    return bundled_start[0]

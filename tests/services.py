@@ -52,16 +52,21 @@ class Server:
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=120, **options)  # type: ignore[arg-type]
 
-    def wait_until_ready(self, seconds: float = START_SECONDS) -> None:
+    def first_answer(self, path: str, status: int = 200, seconds: float = START_SECONDS) -> httpx.Response:
+        """Ask until the answer has this status."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log}")
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
+                answer = httpx.get(f"{self.url}{path}", timeout=60)
+                if answer.status_code == status:
+                    return answer
             time.sleep(_POLL_SECONDS)
-        raise RuntimeError(f"the server was not ready after {seconds} s:\n{self.log}")
+        raise RuntimeError(f"{path} was not {status} after {seconds} s:\n{self.log}")
+
+    def wait_until_ready(self) -> None:
+        self.first_answer("/readyz")
 
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM, as an orchestrator sends it; the exit code."""
