@@ -162,8 +162,13 @@ def _captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
+    try:
+        with torch.cuda.graph(graph):
+            loss = step()
+    except RuntimeError as error:  # a slower run is worth more than none
+        print(f"no CUDA graph: {error}", flush=True)
+        torch.cuda.synchronize()
+        return step
 
     def replay() -> Tensor:
         graph.replay()
