@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,9 @@ class Runtime:
             logging.shutdown()
             # Only an exit without clean-up reaches the supervisor: SystemExit here ends a task.
             os._exit(1)
+        # A full collection walks every module of torch: a quarter of a second without an answer.
+        gc.collect()
+        gc.freeze()
         self._ready = True
         logger.info("ready after %.1f s", time.monotonic() - started)
 
