@@ -32,11 +32,11 @@ from sana_service.contract.schemas import (
     TextToImageInput,
 )
 from sana_service.contract.sizes import resolve_size
-from sana_service.engine.job import ModelName
 from sana_service.http.address import base_url
 from sana_service.http.app import wrap
 from sana_service.http.boundary import error_response
 from sana_service.http.disconnect import until_disconnect
+from sana_service.models.names import ModelName
 from sana_service.startup import prepare
 from sana_service.telemetry import get_logger
 

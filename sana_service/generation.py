@@ -20,9 +20,10 @@ from sana_service.contract.schemas import BaseInput, ImageFile, Output, SanaOutp
 from sana_service.contract.sizes import resolve_size
 from sana_service.contract.styles import apply_style
 from sana_service.engine.errors import EngineError
-from sana_service.engine.job import Artifact, Job, ModelName
+from sana_service.engine.job import Artifact, Job
 from sana_service.images import EncodedImage, Encoder, data_uri
 from sana_service.metadata import ImageMetadata
+from sana_service.models.names import ModelName
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger, request_id
 

@@ -32,7 +32,7 @@ from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from sana_service.engine.job import ModelName
+    from sana_service.models.names import ModelName
     from sana_service.settings import Settings
 
 logger = get_logger("runtime")

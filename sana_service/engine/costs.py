@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from sana_service.engine.job import Job, ModelName
+from sana_service.engine.job import Job
+from sana_service.models.names import ModelName
 
 NEW_JOB_WEIGHT = 0.2
 """Share of the newest job in the average: about the last ten jobs count."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
-ModelName = Literal["base", "sprint"]
+    from sana_service.models.names import ModelName
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-    from sana_service.engine.job import ModelName
+    from sana_service.models.names import ModelName
 
 # diffusers' and transformers' classes have no types that a checker could follow.
 SanaTransformer2DModel: TypeAlias = Any

@@ -26,7 +26,7 @@ from sana_service.models.layout import (
 )
 
 if TYPE_CHECKING:
-    from sana_service.engine.job import ModelName
+    from sana_service.models.names import ModelName
 
 _LOG = logging.getLogger("sana.models")
 

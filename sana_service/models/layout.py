@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from sana_service.models.checkpoint import ModelLoadError
 
 if TYPE_CHECKING:
-    from sana_service.engine.job import ModelName
+    from sana_service.models.names import ModelName
 
 Component = Literal["tokenizer", "text_encoder", "transformer", "vae", "scheduler"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)

@@ -22,8 +22,8 @@ from sana_service.models.layout import Component, Layout, read_layout
 if TYPE_CHECKING:
     import torch
 
-    from sana_service.engine.job import ModelName
     from sana_service.models.checkpoint import AutoencoderDC, Tokenizer
+    from sana_service.models.names import ModelName
 
 __all__ = ["Kind", "ModelLoadError", "Models", "load_models", "resolve_device", "resolve_kind"]
 

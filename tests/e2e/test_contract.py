@@ -151,6 +151,28 @@ def test_without_the_checker_nothing_is_flagged(http: httpx.Client) -> None:
     assert answer.json()["has_nsfw_concepts"] == [False, False]
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "  \t ",
+        "nul \x00 inside",
+        "controls \x01\x1b[31m and a bell \x07",
+        "right to left \u202e\u05e9\u05dc\u05d5\u05dd",
+        "a family \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "x-fal-billable-units: 0\r\nset-cookie: a=b",
+        "{prompt} %s ${HOME} $(id) '; drop table images; --",
+        "word " * 2000,
+    ],
+)
+def test_any_text_is_a_prompt(http: httpx.Client, prompt: str) -> None:
+    for output_format in ("jpeg", "png"):
+        answer = http.post("/sprint", json={**QUICK, "prompt": prompt, "output_format": output_format})
+        assert picture(http, answer).size == (512, 512)
+        assert answer.json()["prompt"] == prompt
+        assert "set-cookie" not in answer.headers
+
+
 def test_headers_of_a_success(http: httpx.Client) -> None:
     answer = http.post("/sprint", json={**QUICK, "num_images": 2}, headers={"x-request-id": "my-id.1"})
     assert answer.headers["x-request-id"] == "my-id.1"
