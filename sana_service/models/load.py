@@ -55,7 +55,7 @@ def resolve_kind(kind: Literal["auto"] | Kind, device: str) -> Kind:
     return "hub" if device.startswith("cuda") else "bundled"
 
 
-def load_models(  # noqa: PLR0917 - the settings, in their order
+def load_models(
     kind: Kind,
     base: str,
     sprint: str,
