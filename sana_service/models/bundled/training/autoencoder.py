@@ -13,7 +13,6 @@ import random
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor
 
