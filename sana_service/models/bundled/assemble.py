@@ -110,7 +110,11 @@ def write_pipeline(
 
 def save_module(module: torch.nn.Module, folder: Path) -> None:
     """Save a copy in bfloat16, so that the one in training keeps its precision."""
-    copy = type(module)(module.config) if isinstance(module, Gemma2Model) else type(module).from_config(module.config)
+    with torch.random.fork_rng(devices=[]):  # a fresh module draws weights that nobody asked for
+        if isinstance(module, Gemma2Model):
+            copy = Gemma2Model(module.config)
+        else:
+            copy = type(module).from_config(module.config)
     copy.load_state_dict(module.state_dict())
     torch.nn.Module.to(copy, torch.bfloat16)  # diffusers' own `to` warns about casts that do not concern it here
     copy.save_pretrained(folder, safe_serialization=True)

@@ -27,9 +27,7 @@ _TEXT = {
 _PIXEL_DEVIATION = 0.4
 
 
-def build_random_pair(
-    folder: Path, *, seed: int = 0, shared_vae: bool = True, layers: int = 1
-) -> tuple[Path, Path]:
+def build_random_pair(folder: Path, *, seed: int = 0, shared_vae: bool = True, layers: int = 1) -> tuple[Path, Path]:
     """Write two complete pipelines.
 
     Args:

@@ -1,4 +1,4 @@
-"""The training set of the transformers: latents of fresh scenes and their captions, on the device, renewed as it runs."""
+"""The transformers' training set: latents of fresh scenes and their captions, on the device, renewed as it runs."""
 
 from __future__ import annotations
 
@@ -47,10 +47,18 @@ class LatentBank:
     """A fixed number of scenes; `renew` replaces the oldest in place, so that a captured graph sees the new ones."""
 
     def __init__(
-        self, vae: AutoencoderDC, tokenizer: PreTrainedTokenizerBase, size: int, *, painter: Painter = paint_object
+        self,
+        vae: AutoencoderDC,
+        tokenizer: PreTrainedTokenizerBase,
+        size: int,
+        *,
+        painter: Painter = paint_object,
+        group: int = GROUP,
     ) -> None:
+        """`group` neighbouring scenes share a bin and are encoded together; it must divide `size`."""
         where = vae.device
         self.vae, self.tokenizer, self.painter, self.size = vae, tokenizer, painter, size
+        self.group = group
         self.tokens = torch.zeros(size, TOKENS, PATCH_VALUES, dtype=torch.bfloat16, device=where)
         self.bins = torch.zeros(size, dtype=torch.int64, device=where)
         self.words = torch.zeros(size, CAPTIONS, WORDS, dtype=torch.int64, device=where)
@@ -61,21 +69,21 @@ class LatentBank:
 
     @torch.no_grad()
     def renew(self, count: int, seed: int) -> None:
-        """Draw, encode and caption `count` new scenes (a multiple of 16) in place of the oldest."""
+        """Draw, encode and caption `count` new scenes (a multiple of the group) in place of the oldest."""
         rng = random.Random(seed)
         scenes = [sample_scene(rng) for _ in range(count)]
-        sizes = sample_sizes(count, rng, group=GROUP)
+        sizes = sample_sizes(count, rng, group=self.group)
         where = self.tokens.device
         table = tabulate(scenes, sizes, seed=seed).to(where)
         start = self._next
         self._next = (start + count) % self.size
-        for first in range(0, count, GROUP):
+        for first in range(0, count, self.group):
             width, height = sizes[first]
-            images = render(table.rows(slice(first, first + GROUP)), PIXELS, painter=self.painter)
+            images = render(table.rows(slice(first, first + self.group)), PIXELS, painter=self.painter)
             images = images[:, :, : width * height].unflatten(2, (height, width))
             with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
                 latents = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent
-            slots = slice(start + first, start + first + GROUP)
+            slots = slice(start + first, start + first + self.group)
             self.tokens[slots] = pack(latents.float() * self.vae.config.scaling_factor).to(torch.bfloat16)
             self.bins[slots] = BINS.index((height, width))
         captions = [describe(scene, rng).lower().strip() for scene in scenes for _ in range(CAPTIONS)]

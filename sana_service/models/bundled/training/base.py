@@ -24,7 +24,7 @@ from sana_service.models.bundled import base_folder
 from sana_service.models.bundled.architecture import Architecture
 from sana_service.models.bundled.assemble import VOCABULARY_SIZE, save_module
 from sana_service.models.bundled.training import fast
-from sana_service.models.bundled.training.bank import TOKEN_GRIDS, Batch, LatentBank
+from sana_service.models.bundled.training.bank import GROUP, TOKEN_GRIDS, Batch, LatentBank
 from sana_service.models.bundled.training.loop import Card, Plan, device, device_name, optimise, output_folder
 from sana_service.models.bundled.training.scenes import paint_object
 
@@ -95,7 +95,7 @@ def train(
     vae = AutoencoderDC.from_pretrained(base_folder() / "vae").to(where, memory_format=torch.channels_last)
     tokenizer = AutoTokenizer.from_pretrained(base_folder() / "tokenizer")
     painter = torch.compile(paint_object, dynamic=False) if cuda else paint_object
-    bank = LatentBank(vae, tokenizer, scenes, painter=painter)
+    bank = LatentBank(vae, tokenizer, scenes, painter=painter, group=min(GROUP, scenes))
     bank.renew(scenes, seed)
     print(f"{scenes} scenes after {time.perf_counter() - began:.0f} s", flush=True)
     tables = fast.grids(transformer, TOKEN_GRIDS)
@@ -146,7 +146,7 @@ def bundled_modules(folder: Path) -> tuple[Gemma2Model, SanaTransformer2DModel]:
     """The committed text encoder and transformer in float32."""
     return (
         Gemma2Model.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        SanaTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32),
+        SanaTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32),
     )
 
 

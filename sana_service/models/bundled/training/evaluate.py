@@ -58,14 +58,16 @@ def held_out_cases(count: int = 300) -> list[Case]:
 
 def load(kind: str, device: str = "cpu") -> Draw:
     """The stock pipeline as a function of prompt, size, seed, steps and guidance to (height, width, 3) uint8."""
-    base = SanaPipeline.from_pretrained(base_folder(), torch_dtype=torch.float32, use_safetensors=True)
+    base = SanaPipeline.from_pretrained(base_folder(), dtype=torch.float32, use_safetensors=True)
     pipeline: Any = base
     if kind == "sprint":
         shared = {name: getattr(base, name) for name in ("tokenizer", "text_encoder", "vae")}
-        pipeline = SanaSprintPipeline.from_pretrained(sprint_folder(), torch_dtype=torch.float32, **shared)
+        pipeline = SanaSprintPipeline.from_pretrained(sprint_folder(), dtype=torch.float32, **shared)
     pipeline.to(device).set_progress_bar_config(disable=True)
 
-    def draw(prompt: str, *, width: int, height: int, seed: int, steps: int, guidance: float, negative: str = "") -> Pixels:
+    def draw(
+        prompt: str, *, width: int, height: int, seed: int, steps: int, guidance: float, negative: str = ""
+    ) -> Pixels:
         options: dict[str, Any] = {"negative_prompt": negative} if kind == "base" else {}
         if kind == "sprint" and steps != 2:
             options["intermediate_timesteps"] = None
@@ -102,9 +104,7 @@ def following(
     failures = []
     result: dict[str, Any] = {}
     for number, case in enumerate(cases, start=1):
-        image = draw(
-            case.prompt, width=case.width, height=case.height, seed=case.seed, steps=steps, guidance=guidance
-        )
+        image = draw(case.prompt, width=case.width, height=case.height, seed=case.seed, steps=steps, guidance=guidance)
         judged = score(image, case.scene)
         if keep is not None:
             keep.append(image)
@@ -194,9 +194,7 @@ def contact_sheet(draw: Draw, path: Path, *, steps: int, guidance: float = 5.0, 
     for row, prompt in enumerate(SHEET_PROMPTS):
         left = 0
         for width, height in sizes:
-            image = Image.fromarray(
-                draw(prompt, width=width, height=height, seed=row, steps=steps, guidance=guidance)
-            )
+            image = Image.fromarray(draw(prompt, width=width, height=height, seed=row, steps=steps, guidance=guidance))
             room = 2 * cell if width == 2048 else cell
             image.thumbnail((room, cell), Image.Resampling.LANCZOS)
             sheet.paste(image, (left + 3, row * (cell + 6) + 3))

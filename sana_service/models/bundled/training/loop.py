@@ -133,7 +133,9 @@ def optimise(
         progress = max((now - start) / plan.seconds, card.steps / plan.max_steps)
         if progress >= 1:
             break
-        rate.fill_(plan.learning_rate * min((card.steps + 1) / plan.warmup_steps, 0.5 + 0.5 * math.cos(math.pi * progress)))
+        rate.fill_(
+            plan.learning_rate * min((card.steps + 1) / plan.warmup_steps, 0.5 + 0.5 * math.cos(math.pi * progress))
+        )
         each_step(progress, card.steps)
         losses.append(replay().clone())
         card.steps += 1

@@ -37,9 +37,7 @@ def release(output: Path, package: Path) -> None:
         sprint = sprint_from_base(transformer, Architecture())
     base_scheduler, sprint_scheduler = schedulers()
     tokenizer = package / "base" / "tokenizer"
-    write_pipeline(
-        package / "base", "SanaPipeline", transformer, base_scheduler, shared=(tokenizer, text_encoder, vae)
-    )
+    write_pipeline(package / "base", "SanaPipeline", transformer, base_scheduler, shared=(tokenizer, text_encoder, vae))
     write_pipeline(package / "sprint", "SanaSprintPipeline", sprint, sprint_scheduler, shared=None)
     write_manifest(package)
     verify(package)

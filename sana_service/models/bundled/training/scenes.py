@@ -81,7 +81,7 @@ def tabulate(
         objects[..., 3] *= 1 + RADIUS_JITTER * (2 * torch.rand(len(scenes), 1, generator=generator) - 1)
         objects[..., 4] += ANGLE_JITTER * (2 * torch.rand(len(scenes), MAX_OBJECTS, generator=generator) - 1)
         for colours in (objects[..., 5:8], background[:, 1:4], background[:, 4:7]):
-            colours += COLOUR_JITTER * (2 * torch.rand(colours.shape, generator=generator) - 1)
+            colours.add_(2 * torch.rand(colours.shape, generator=generator) - 1, alpha=COLOUR_JITTER)
     return SceneTable(objects, background, size)
 
 
