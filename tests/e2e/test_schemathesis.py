@@ -34,6 +34,8 @@ def test_schemathesis_finds_nothing(quick_server: Server, tmp_path: Path, phases
         f"--max-examples={examples}",
         "--seed=20",
         "--request-timeout=60",
+        # its own ten seconds are for a machine that does nothing else
+        "--max-response-time=60",
         "--suppress-health-check=all",
         "--no-color",
     ]
