@@ -108,7 +108,7 @@ def write_pipeline(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def save_module(module: torch.nn.Module, folder: Path) -> None:
+def save_module(module: Gemma2Model | AutoencoderDC | SanaTransformer2DModel, folder: Path) -> None:
     """Save a copy in bfloat16, so that the one in training keeps its precision."""
     with torch.random.fork_rng(devices=[]):  # a fresh module draws weights that nobody asked for
         if isinstance(module, Gemma2Model):

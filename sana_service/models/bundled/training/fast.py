@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class Depthwise(torch.autograd.Function):
     """3x3 depthwise convolution over a neighbour table; its backward gathers too, where autograd's would scatter."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         """x: (rows, channels); weight: (9, channels); bias: (channels,); index: (rows, 9) int64, -1 for none."""
         ctx.save_for_backward(x, weight, index)
         total = bias.float()
@@ -68,7 +69,7 @@ class Depthwise(torch.autograd.Function):
         return total.to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
         """Being someone's left neighbour means having them on the right: slot s turns into slot 8 - s."""
         x, weight, index = ctx.saved_tensors
         by_x = torch.zeros_like(x, dtype=torch.float32)
@@ -93,7 +94,7 @@ def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
 
 
-def block_weights(block: torch.nn.Module) -> tuple[Tensor, ...]:
+def block_weights(block: Any) -> tuple[Tensor, ...]:
     """The parameters of a stock block in the order that `block_forward` takes."""
     own, cross, ff = block.attn1, block.attn2, block.ff
     return (

@@ -104,7 +104,7 @@ def optimise(
     where = next(modules[0].parameters()).device
     cuda = where.type == "cuda"
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    shadows = [
+    shadows: list[Tensor] = [
         p for module, copy in zip(modules, averaged, strict=True)
         for p, original in zip(copy.parameters(), module.parameters(), strict=True) if original.requires_grad
     ]  # fmt: skip
