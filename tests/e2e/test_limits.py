@@ -29,7 +29,9 @@ def test_a_full_queue_is_429_and_a_late_request_504(small_server: services.Serve
         answers = list(pool.map(lambda _: http.post("/generate", json=heavy), range(6)))
         statuses = Counter(answer.status_code for answer in answers)
         assert set(statuses) <= {200, 429, 504}
+        # one waits behind one that runs out of time, and all the others find no room
         assert statuses[429] >= 1
+        assert statuses[504] >= 1
         for answer in answers:
             if answer.status_code != 200:
                 assert answer.headers["x-fal-billable-units"] == "0"
