@@ -14,16 +14,17 @@ from tests.services import REPOSITORY, Server
 
 EXAMPLES = int(os.environ.get("SANA_FUZZ_EXAMPLES", "50"))
 
+at_length = pytest.mark.skipif(EXAMPLES < 300, reason="`make fuzz` follows the links between operations, too")
+
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("phases", "examples"),
     [
-        ("examples,coverage,fuzzing", EXAMPLES),
-        # links from one operation to the next: an image file is fetched by the name that was answered
-        ("stateful", EXAMPLES // 10),
+        pytest.param("examples,coverage,fuzzing", EXAMPLES, id="operations"),
+        # the links are learned from the answers of the phases before
+        pytest.param("examples,coverage,fuzzing,stateful", 10, id="links", marks=at_length),
     ],
-    ids=["operations", "links"],
 )
 def test_schemathesis_finds_nothing(quick_server: Server, tmp_path: Path, phases: str, examples: int) -> None:
     command = [
