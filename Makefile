@@ -41,7 +41,7 @@ serve: $(VENV)/run ## start the service on PORT (default 3000)
 
 .PHONY: test
 test: $(VENV)/dev ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: lint
 lint: $(VENV)/dev ## check style and types

@@ -54,3 +54,8 @@ def bundled_start(
 def bundled_server(bundled_start: tuple[services.Server, dict[str, httpx.Response]]) -> services.Server:
     """The service with the bundled model, ready."""
     return bundled_start[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_schemathesis.py")
