@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,10 @@ def copy(tmp_path):
 
 def test_the_committed_files_are_those_of_the_manifest():
     bundled.verify()
+    folder = bundled.base_folder().parent
+    lines = [line.split("  ", 1) for line in (folder / bundled.MANIFEST).read_text().splitlines()]
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for _, name in lines}
+    assert digests == {name: digest for digest, name in lines}
 
 
 def test_an_altered_file_is_named(copy):
