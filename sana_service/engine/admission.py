@@ -77,6 +77,11 @@ class JobQueue:
     def running(self) -> int:
         return len(self._running)
 
+    def position(self, job: Job) -> int | None:
+        """Jobs that wait before this one; None where it does not wait."""
+        with self._changed:
+            return next((i for i, ticket in enumerate(self._waiting) if ticket.job is job), None)
+
     @property
     def accepting(self) -> bool:
         return self._refusal is None

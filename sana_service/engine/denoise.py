@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sana_service.models.checkpoint import Checkpoint
 
 Check = Callable[[], None]
+OnStep = Callable[[int, torch.Tensor], None]
+"""Called after each step with its number, from 1, and the latents that it predicts for the end."""
 
 SCM_MAX_TIMESTEP = 1.57080
 """Where sprint starts, in radians of the trigonometric flow: the stock pipeline's default."""
@@ -38,6 +40,7 @@ def denoise_base(
     positive: Embedding,
     negative: Embedding | None,
     check: Check,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Draw with classifier-free guidance where `negative` is given, without it otherwise.
 
@@ -53,7 +56,7 @@ def denoise_base(
     scheduler = _new_scheduler(checkpoint)
     scheduler.set_timesteps(steps, device=latents.device)
     extra = _step_arguments(scheduler, generators)
-    for timestep in scheduler.timesteps:
+    for number, timestep in enumerate(scheduler.timesteps, 1):
         check()
         rows = latents if negative is None else torch.cat([latents, latents])
         flow = transformer(
@@ -70,6 +73,8 @@ def denoise_base(
             # The second half of the channels is a learned variance, which no solver here reads.
             flow = flow.chunk(2, dim=1)[0]
         latents = scheduler.step(flow, timestep, latents, **extra, return_dict=False)[0]
+        if on_step is not None:
+            on_step(number, _predicted(scheduler, latents))
     return latents
 
 
@@ -82,6 +87,7 @@ def denoise_sprint(
     guidance_scale: float,
     positive: Embedding,
     check: Check,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Draw in few steps with embedded guidance (SANA-Sprint, arXiv 2503.09641).
 
@@ -108,7 +114,7 @@ def denoise_sprint(
     guidance = guidance.to(positive.states.dtype) * transformer.config.guidance_embeds_scale
     latents = latents * sigma_data
     denoised: torch.Tensor = latents
-    for angle in scheduler.timesteps[:-1]:
+    for number, angle in enumerate(scheduler.timesteps[:-1], 1):
         check()
         timestep = angle.expand(len(seeds))
         flow_time = torch.sin(timestep) / (torch.cos(timestep) + torch.sin(timestep))
@@ -126,8 +132,16 @@ def denoise_sprint(
         velocity = ((1 - 2 * s) * rows + (1 - 2 * s + 2 * s**2) * flow) / norm
         velocity = velocity.float() * sigma_data
         latents, denoised = scheduler.step(velocity, timestep, latents, **extra, return_dict=False)
+        if on_step is not None:
+            on_step(number, denoised / sigma_data)
     result: torch.Tensor = denoised / sigma_data
     return result
+
+
+def _predicted(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The end that a multistep solver last predicted; the latents themselves with any other solver."""
+    outputs = getattr(scheduler, "model_outputs", None)
+    return outputs[-1] if outputs else latents
 
 
 def latent_shape(checkpoint: Checkpoint, size: Size) -> tuple[int, int, int]:

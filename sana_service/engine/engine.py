@@ -60,6 +60,10 @@ class Engine:
         """Jobs that wait."""
         return self._queue.waiting
 
+    def position(self, job: Job) -> int | None:
+        """Jobs that wait before this one; None where it does not wait: it runs, has ended or never came."""
+        return self._queue.position(job)
+
     @property
     def running(self) -> int:
         """Jobs on a device."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from sana_service.engine.observer import Observer
     from sana_service.models.names import ModelName
 
 
@@ -30,6 +31,7 @@ class Job:
         check_safety: whether the images are classified, and flagged ones blackened.
         deadline: `time.monotonic()` seconds after which the job is dropped.
         request_id: for the log.
+        observer: is told how far the job is; None where nobody looks.
     """
 
     model: ModelName
@@ -43,6 +45,7 @@ class Job:
     check_safety: bool
     deadline: float
     request_id: str = ""
+    observer: Observer | None = field(default=None, repr=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def cancel(self) -> None:
