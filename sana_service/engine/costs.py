@@ -1,49 +1,61 @@
-"""What a job will take, learned from the jobs that ended. Pure Python.
+"""What work will take, learned from the work that was done. Pure Python.
 
-Two rates per model, each an exponential moving average: denoising per transformer row (one image in
-one step, twice with classifier-free guidance) and everything else per image. Admission and
-`Retry-After` read the prediction; nothing depends on its being right.
+Two rates per model, each an exponential moving average: denoising per transformer row (one image in one step, twice
+with classifier-free guidance) and decode, safety and resize per image. Admission, `Retry-After` and the metrics read
+them; nothing depends on their being right.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 
 from sana_service.engine.job import Job
 from sana_service.models.names import ModelName
 
-NEW_JOB_WEIGHT = 0.2
-"""Share of the newest job in the average: about the last ten jobs count."""
+NEW_WEIGHT = 0.1
+"""Share of the newest measurement in an average."""
 
 
 class Costs:
-    """Service times by model; safe for threads."""
+    """Seconds of device time by model; safe for threads. Zero while nothing of a model has been measured."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rates: dict[ModelName, tuple[float, float]] = {}
+        self._row: dict[ModelName, float] = {}
+        self._image: dict[ModelName, float] = {}
 
-    def observe(self, job: Job, timings: Mapping[str, float]) -> None:
-        """Learn from a finished job's stage seconds (`Artifact.timings`)."""
-        denoise = timings["denoise"]
-        rest = sum(seconds for stage, seconds in timings.items() if stage not in {"queue", "denoise"})
-        new = (denoise / _rows(job), rest / len(job.seeds))
+    def observe_step(self, model: ModelName, rows: int, seconds: float) -> None:
+        """A step of a batch of so many transformer rows took so long."""
         with self._lock:
-            old = self._rates.get(job.model, new)
-            self._rates[job.model] = (_blend(old[0], new[0]), _blend(old[1], new[1]))
+            self._row[model] = _blend(self._row.get(model), seconds / rows)
+
+    def observe_image(self, model: ModelName, seconds: float) -> None:
+        """One image's latents became pixels in so long."""
+        with self._lock:
+            self._image[model] = _blend(self._image.get(model), seconds)
+
+    def denoise(self, model: ModelName, rows: int) -> float:
+        """Seconds that so many transformer rows take, in batches as of late."""
+        return self._row.get(model, 0.0) * rows
+
+    def finish(self, model: ModelName, images: int) -> float:
+        """Seconds from latents to pixels for so many images."""
+        return self._image.get(model, 0.0) * images
 
     def predict(self, job: Job) -> float:
-        """Seconds of service this job will take; zero while no job of its model has ended yet."""
-        with self._lock:
-            per_row, per_image = self._rates.get(job.model, (0.0, 0.0))
-        return per_row * _rows(job) + per_image * len(job.seeds)
+        """Seconds a job takes on an idle device."""
+        return self.denoise(job.model, row_count(job)) + self.finish(job.model, len(job.seeds))
 
 
-def _rows(job: Job) -> int:
-    guided = job.model == "base" and job.guidance_scale > 1
-    return job.num_inference_steps * len(job.seeds) * (2 if guided else 1)
+def is_guided(job: Job) -> bool:
+    """Whether each image of a job takes two transformer rows a step."""
+    return job.model == "base" and job.guidance_scale > 1
 
 
-def _blend(old: float, new: float) -> float:
-    return old + NEW_JOB_WEIGHT * (new - old)
+def row_count(job: Job) -> int:
+    """Transformer rows of a whole job."""
+    return job.num_inference_steps * len(job.seeds) * (2 if is_guided(job) else 1)
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else old + NEW_WEIGHT * (new - old)

@@ -1,6 +1,6 @@
 """Latents to pixels: decode at the bin's size, then crop, resize and quantise to the size asked for.
 
-One image at a time, so that only one picture's floats at the requested size exist at once.
+One image at a time: the decoder needs the most memory, and only one picture's floats exist at once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from sana_service.engine.bins import Box, Size
     from sana_service.models.checkpoint import AutoencoderDC
 
+TILE_PIXELS = 512
+"""Side of a tile of a picture that cannot be decoded whole; a quarter of it overlaps the next one."""
 
-def decode(vae: AutoencoderDC, latents: torch.Tensor) -> torch.Tensor:
+
+def decode(vae: AutoencoderDC, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
     """The pictures in float32 and within [0, 1].
 
     Args:
-        latents: (n, channels, h, w) as the denoising loops return them.
+        latents: (n, channels, h, w) as denoising returns them.
+        tiled: decode overlapping tiles and blend them: less memory, and seams that differ slightly.
 
     Returns:
         images: (n, 3, 32 h, 32 w) float32.
@@ -30,9 +34,19 @@ def decode(vae: AutoencoderDC, latents: torch.Tensor) -> torch.Tensor:
         NotFinite: the decoder gave NaN or infinity.
     """
     scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-    images: torch.Tensor = vae.decode(scaled, return_dict=False)[0].float()
+    if tiled:
+        _set_tile(vae)
+        images: torch.Tensor = vae.tiled_decode(scaled, return_dict=False)[0].float()
+    else:
+        images = vae.decode(scaled, return_dict=False)[0].float()
     require_finite(images, "pixels")
     return (images * 0.5 + 0.5).clamp_(0, 1)
+
+
+def _set_tile(vae: AutoencoderDC) -> None:
+    """The sizes are attributes that `tiled_decode` alone reads; `decode` stays whole."""
+    vae.tile_sample_min_height = vae.tile_sample_min_width = TILE_PIXELS
+    vae.tile_sample_stride_height = vae.tile_sample_stride_width = TILE_PIXELS * 3 // 4
 
 
 def require_finite(values: torch.Tensor, what: str) -> None:

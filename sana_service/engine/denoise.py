@@ -1,174 +1,182 @@
-"""Noise to latents: the loops of the stock `SanaPipeline` and `SanaSprintPipeline`.
+"""Noise to latents: one step at a time, for rows that share a latent size and nothing else.
 
-All state belongs to the job: a scheduler of its own, made from the checkpoint's configuration, and
-a generator per image, so that image i depends on its own seed alone. Each loop calls `check` before
-each step; `check` ends the job by raising. On a GPU the host runs ahead of the device by the
-launches the driver queues, less than one step of either transformer.
+The loops of the stock `SanaPipeline` and `SanaSprintPipeline` turned inside out: a row carries its prompt's context,
+its step table, its latents and the noise its generator will give, so a step needs nothing of the rows beside it and
+rows may join and leave in between. Image i depends on its own seed alone. A step that fails changes no row.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from sana_service.engine.batcher import BatchKey
+from sana_service.engine.flight import Flight
+from sana_service.engine.solvers import Solver, StepTable, advance, model_input
+from sana_service.engine.transformer import Context, ContextBatch, SanaForward, stack_contexts
+
 if TYPE_CHECKING:
-    from sana_service.engine.bins import Size
-    from sana_service.engine.text import Embedding
-    from sana_service.models.checkpoint import Checkpoint
+    from collections.abc import Sequence
 
-Check = Callable[[], None]
-OnStep = Callable[[int, torch.Tensor], None]
-"""Called after each step with its number, from 1, and the latents that it predicts for the end."""
-
-SCM_MAX_TIMESTEP = 1.57080
-"""Where sprint starts, in radians of the trigonometric flow: the stock pipeline's default."""
-
-SCM_INTERMEDIATE_TIMESTEP = 1.3
-"""Where its second of two steps starts; the scheduler accepts one for two steps only."""
+    from sana_service.models.checkpoint import Checkpoint, Models
+    from sana_service.models.names import ModelName
 
 
-def denoise_base(
-    checkpoint: Checkpoint,
-    size: Size,
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance_scale: float,
-    positive: Embedding,
-    negative: Embedding | None,
-    check: Check,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
-    """Draw with classifier-free guidance where `negative` is given, without it otherwise.
+@dataclass(eq=False)
+class DenoiseRow:
+    """One image that is being denoised.
 
-    Returns:
-        latents: (images, channels, height / 32, width / 32) float32, not scaled for the VAE.
+    Args:
+        flight: its job.
+        image: which one of the job's.
+        key: what it can share a forward pass with.
+        table: its schedule.
+        contexts: of the negative prompt, if guided, and of the prompt.
+        latents: (channels, h, w) float32.
+        history: the solver's memory, likewise.
+        noise: what each step adds, by step; None where it adds none.
+        estimate: the latents that the last step predicts for the end.
+        step: how many steps are done.
     """
-    transformer = checkpoint.transformer
-    generators, latents = _start(checkpoint, size, seeds)
-    states, mask = _repeat(positive, len(seeds), transformer.dtype)
-    if negative is not None:
-        negative_states, negative_mask = _repeat(negative, len(seeds), transformer.dtype)
-        states, mask = torch.cat([negative_states, states]), torch.cat([negative_mask, mask])
-    scheduler = _new_scheduler(checkpoint)
-    scheduler.set_timesteps(steps, device=latents.device)
-    extra = _step_arguments(scheduler, generators)
-    for number, timestep in enumerate(scheduler.timesteps, 1):
-        check()
-        rows = latents if negative is None else torch.cat([latents, latents])
-        flow = transformer(
-            rows.to(transformer.dtype),
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-            timestep=timestep.expand(rows.shape[0]) * transformer.config.timestep_scale,
-            return_dict=False,
-        )[0].float()
-        if negative is not None:
-            unguided, guided = flow.chunk(2)
-            flow = unguided + guidance_scale * (guided - unguided)
-        if transformer.config.out_channels // 2 == transformer.config.in_channels:
-            # The second half of the channels is a learned variance, which no solver here reads.
-            flow = flow.chunk(2, dim=1)[0]
-        latents = scheduler.step(flow, timestep, latents, **extra, return_dict=False)[0]
-        if on_step is not None:
-            on_step(number, _predicted(scheduler, latents))
-    return latents
+
+    flight: Flight
+    image: int
+    key: BatchKey
+    table: StepTable
+    contexts: tuple[Context, ...]
+    latents: torch.Tensor
+    history: torch.Tensor
+    noise: list[torch.Tensor | None]
+    estimate: torch.Tensor | None = None
+    step: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.step == len(self.table)
+
+    @property
+    def result(self) -> torch.Tensor:
+        """The finished latents, (channels, h, w) float32, not scaled for the VAE."""
+        return self.latents * self.table.result_scale
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """The end as the last step saw it, for previews; likewise."""
+        return (self.latents if self.estimate is None else self.estimate) * self.table.result_scale
 
 
-def denoise_sprint(
-    checkpoint: Checkpoint,
-    size: Size,
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance_scale: float,
-    positive: Embedding,
-    check: Check,
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
-    """Draw in few steps with embedded guidance (SANA-Sprint, arXiv 2503.09641).
+class Denoiser:
+    """Both checkpoints' steps on one device; used by one thread.
 
-    The transformer was trained on flow matching; section 3.1 there turns its prediction into the
-    trigonometric flow that the solver integrates.
+    Args:
+        models: on their device.
 
-    Returns:
-        latents: (images, channels, height / 32, width / 32) float32, not scaled for the VAE.
+    Raises:
+        UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
     """
-    transformer = checkpoint.transformer
-    generators, latents = _start(checkpoint, size, seeds)
-    states, mask = _repeat(positive, len(seeds), transformer.dtype)
-    scheduler = _new_scheduler(checkpoint)
-    scheduler.set_timesteps(
-        steps,
-        device=latents.device,
-        max_timesteps=SCM_MAX_TIMESTEP,
-        intermediate_timesteps=SCM_INTERMEDIATE_TIMESTEP if steps == 2 else None,
+
+    def __init__(self, models: Models) -> None:
+        self._checkpoints = models.checkpoints
+        self._forwards: dict[ModelName, SanaForward] = {}
+        self._solvers: dict[ModelName, Solver] = {}
+        for name, checkpoint in models.checkpoints.items():
+            self._forwards[name] = SanaForward(checkpoint.transformer)
+            self._solvers[name] = Solver(checkpoint.scheduler, checkpoint.transformer.config.timestep_scale)
+        self._blank: tuple[torch.Tensor, Context] | None = None
+        self._stacked: tuple[tuple[Context, ...], ContextBatch] | None = None
+
+    def rows(self, flight: Flight) -> list[DenoiseRow]:
+        """A row for each image of a job whose prompts are encoded."""
+        job = flight.job
+        forward, table = self._forwards[job.model], self._solvers[job.model].table(job.num_inference_steps)
+        assert flight.positive is not None
+        contexts: tuple[Context, ...] = (forward.context(flight.positive),)
+        if flight.negative is not None:
+            contexts = (self._negative_context(job.model, flight.negative), *contexts)
+        shape = latent_shape(self._checkpoints[job.model], flight.size.width, flight.size.height)
+        key = BatchKey(job.model, shape[1], shape[2], flight.negative is not None)
+        return [self._row(flight, image, key, table, contexts, shape) for image in range(len(job.seeds))]
+
+    def _row(
+        self,
+        flight: Flight,
+        image: int,
+        key: BatchKey,
+        table: StepTable,
+        contexts: tuple[Context, ...],
+        shape: tuple[int, int, int],
+    ) -> DenoiseRow:
+        """Draws in the order of the stock pipelines: the first noise, then that of each step."""
+        device = self._forwards[key.model].device
+        generator = torch.Generator(device).manual_seed(flight.job.seeds[image])
+
+        def draw() -> torch.Tensor:
+            # The leading one is part of what the generator is asked for.
+            return torch.randn((1, *shape), generator=generator, device=device, dtype=torch.float32)[0]
+
+        latents = draw() * table.start_scale
+        noise = [draw() if table.needs_noise(step) else None for step in range(len(table))]
+        return DenoiseRow(flight, image, key, table, contexts, latents, torch.zeros_like(latents), noise)
+
+    def _negative_context(self, model: ModelName, states: torch.Tensor) -> Context:
+        """The last one is kept: nearly every job's negative prompt is empty."""
+        if self._blank is None or self._blank[0] is not states:
+            self._blank = (states, self._forwards[model].context(states))
+        return self._blank[1]
+
+    def step(self, rows: Sequence[DenoiseRow]) -> None:
+        """Advance rows of one key by one step each."""
+        model, guided = rows[0].key.model, rows[0].key.guided
+        forward = self._forwards[model]
+        device, dtype = forward.device, self._checkpoints[model].transformer.dtype
+        coefficients = torch.stack([row.table.coefficients[row.step] for row in rows]).to(device)
+        timesteps = torch.stack([row.table.timesteps[row.step] for row in rows]).to(device)
+        scales = torch.tensor([row.flight.job.guidance_scale for row in rows], dtype=torch.float32).to(device)
+        latents = torch.stack([row.latents for row in rows])
+        history = torch.stack([row.history for row in rows])
+        seen = model_input(coefficients, latents).to(dtype)
+        contexts = self._contexts(rows)
+        if guided:
+            both = forward.forward(torch.cat([seen, seen]), timesteps.repeat(2), None, contexts)
+            without, given = both.chunk(2)
+            output = without + scales[:, None, None, None] * (given - without)
+        else:
+            embedded = scales if self._checkpoints[model].transformer.config.guidance_embeds else None
+            output = forward.forward(seen, timesteps, embedded, contexts)
+        latents, estimate = advance(coefficients, latents, output, history, _noise(rows))
+        for i, row in enumerate(rows):
+            row.latents, row.history, row.estimate = latents[i], estimate[i], estimate[i]
+            row.step += 1
+
+    def _contexts(self, rows: Sequence[DenoiseRow]) -> ContextBatch:
+        """All negative contexts, then all positive ones; kept while the batch stays the same."""
+        contexts = tuple(context for turn in zip(*(row.contexts for row in rows), strict=True) for context in turn)
+        if self._stacked is None or not _same(self._stacked[0], contexts):
+            self._stacked = None  # or two batches would be held at once
+            self._stacked = (contexts, stack_contexts(contexts))
+        return self._stacked[1]
+
+    def forget(self) -> None:
+        """Let go of the last batch's contexts: nothing is left to denoise, or memory is short."""
+        self._stacked = None
+
+
+def _same(ours: tuple[Context, ...], others: tuple[Context, ...]) -> bool:
+    return len(ours) == len(others) and all(one is other for one, other in zip(ours, others, strict=True))
+
+
+def _noise(rows: Sequence[DenoiseRow]) -> torch.Tensor | None:
+    noise = [row.noise[row.step] for row in rows]
+    if all(one is None for one in noise):
+        return None
+    return torch.stack(
+        [torch.zeros_like(row.latents) if one is None else one for row, one in zip(rows, noise, strict=True)]
     )
-    scheduler.set_begin_index(0)
-    extra = _step_arguments(scheduler, generators)
-    sigma_data = scheduler.config.sigma_data
-    guidance = torch.full([len(seeds)], guidance_scale, device=latents.device, dtype=torch.float32)
-    guidance = guidance.to(positive.states.dtype) * transformer.config.guidance_embeds_scale
-    latents = latents * sigma_data
-    denoised: torch.Tensor = latents
-    for number, angle in enumerate(scheduler.timesteps[:-1], 1):
-        check()
-        timestep = angle.expand(len(seeds))
-        flow_time = torch.sin(timestep) / (torch.cos(timestep) + torch.sin(timestep))
-        s = flow_time.view(-1, 1, 1, 1)
-        norm = torch.sqrt(s**2 + (1 - s) ** 2)
-        rows = latents / sigma_data * norm
-        flow = transformer(
-            rows.to(transformer.dtype),
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-            guidance=guidance,
-            timestep=flow_time,
-            return_dict=False,
-        )[0]
-        velocity = ((1 - 2 * s) * rows + (1 - 2 * s + 2 * s**2) * flow) / norm
-        velocity = velocity.float() * sigma_data
-        latents, denoised = scheduler.step(velocity, timestep, latents, **extra, return_dict=False)
-        if on_step is not None:
-            on_step(number, denoised / sigma_data)
-    result: torch.Tensor = denoised / sigma_data
-    return result
 
 
-def _predicted(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
-    """The end that a multistep solver last predicted; the latents themselves with any other solver."""
-    outputs = getattr(scheduler, "model_outputs", None)
-    return outputs[-1] if outputs else latents
-
-
-def latent_shape(checkpoint: Checkpoint, size: Size) -> tuple[int, int, int]:
+def latent_shape(checkpoint: Checkpoint, width: int, height: int) -> tuple[int, int, int]:
     """(channels, height, width) of one picture's latents."""
     factor = 2 ** (len(checkpoint.vae.config.encoder_block_out_channels) - 1)
-    return checkpoint.transformer.config.in_channels, size.height // factor, size.width // factor
-
-
-def _start(checkpoint: Checkpoint, size: Size, seeds: Sequence[int]) -> tuple[list[torch.Generator], torch.Tensor]:
-    """A generator per image and each one's first draw, (images, channels, h, w) float32."""
-    device = checkpoint.transformer.device
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    shape = (1, *latent_shape(checkpoint, size))
-    draws = [torch.randn(shape, generator=one, device=device, dtype=torch.float32) for one in generators]
-    return generators, torch.cat(draws)
-
-
-def _repeat(embedding: Embedding, images: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return embedding.states.expand(images, -1, -1).to(dtype), embedding.mask.expand(images, -1)
-
-
-def _new_scheduler(checkpoint: Checkpoint) -> Any:
-    """A scheduler for one job: schedulers count their steps and keep past predictions."""
-    return type(checkpoint.scheduler).from_config(checkpoint.scheduler.config)
-
-
-def _step_arguments(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
-    if "generator" not in inspect.signature(scheduler.step).parameters:
-        return {}
-    return {"generator": generators}
+    return checkpoint.transformer.config.in_channels, height // factor, width // factor

@@ -6,9 +6,10 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from sana_service.engine.admission import JobQueue
+from sana_service.engine.admission import Downstream, JobQueue
 from sana_service.engine.costs import Costs
 from sana_service.engine.job import Artifact, Job
+from sana_service.engine.limits import Limits, default_limits
 from sana_service.engine.loop import DeviceLoop
 from sana_service.engine.stages import Stages
 
@@ -27,14 +28,29 @@ class Engine:
         models: loaded on the device that the engine is to use.
         safety: classifies pictures; None leaves every picture unflagged.
         nsfw_threshold: probability strictly above which a picture becomes black.
-        max_queue: jobs that may wait, besides the one on the device.
+        max_queue: jobs that may wait, besides those that have a seat on the device.
+        limits: how much may be on the device; by default what suits it.
+        downstream: what artifacts go through afterwards, where that can be congested.
+
+    Raises:
+        UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
     """
 
-    def __init__(self, models: Models, *, safety: SafetyModel | None, nsfw_threshold: float, max_queue: int) -> None:
+    def __init__(
+        self,
+        models: Models,
+        *,
+        safety: SafetyModel | None,
+        nsfw_threshold: float,
+        max_queue: int,
+        limits: Limits | None = None,
+        downstream: Downstream | None = None,
+    ) -> None:
         costs = Costs()
-        self._queue = JobQueue(max_queue, 1, costs)
+        limits = limits or default_limits(models)
+        self._queue = JobQueue(max_queue, 1, limits.seats, costs, downstream)
         stages = Stages(models, safety, nsfw_threshold)
-        self._loops = [DeviceLoop(stages, self._queue, costs, models.device)]
+        self._loops = [DeviceLoop(0, stages, self._queue, costs, limits.batch_cells)]
 
     def start(self) -> None:
         """Start the device loops and take jobs. Once only."""

@@ -65,8 +65,10 @@ class Artifact:
         pixels: (images, height, width, 3) uint8, flagged images already black.
         flagged: one per image, true where the safety model was over its threshold.
         timings: seconds by stage: queue, text, denoise, decode, safety, resize.
+        batch_images: images in the forward pass, a mean over the job's steps.
     """
 
     pixels: np.ndarray
     flagged: tuple[bool, ...]
     timings: dict[str, float]
+    batch_images: float = 1.0

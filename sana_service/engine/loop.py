@@ -1,132 +1,327 @@
-"""One device's loop: a thread that takes jobs from the queue and ends each one's future exactly once."""
+"""One device's loop: four threads that hand a job on from stage to stage, and end its future exactly once.
+
+    queue --> text --> denoise --> decode --> finish (safety, resize) --> future
+
+Different jobs are in different stages at the same time; a job's images are decoded and finished one by one. No
+exception ends a thread. A device that answers every call with an error from then on (CUDA's sticky errors) is `lost`:
+the process cannot recover by itself, so the loop takes no more jobs.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-import traceback
-from typing import TYPE_CHECKING
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from queue import Queue, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from sana_service.engine.admission import JobQueue, Ticket
+from sana_service.engine.admission import JobQueue
+from sana_service.engine.batcher import Batcher
 from sana_service.engine.costs import Costs
+from sana_service.engine.denoise import DenoiseRow
 from sana_service.engine.errors import EngineError, NotReady, OutOfDeviceMemory
+from sana_service.engine.faults import answers, forget_locals, is_out_of_memory
+from sana_service.engine.flight import Flight, Shot
+from sana_service.engine.gate import MemoryGate
 from sana_service.engine.job import Artifact
 
 if TYPE_CHECKING:
     from sana_service.engine.stages import Stages
+    from sana_service.models.names import ModelName
 
 _LOG = logging.getLogger("sana.engine")
 
+T = TypeVar("T")
+
+_IMAGES_AHEAD = 2
+"""Decoded images that may wait to be finished."""
+
 
 class DeviceLoop:
-    """Runs jobs one after another on one device.
-
-    No exception ends the thread. A device that answers every call with an error from then on (CUDA's
-    sticky errors) is `lost`: the process cannot recover by itself, so the loop takes no more jobs.
+    """Runs jobs on one device.
 
     Args:
+        number: of this loop among those that share the queue.
         stages: what a job goes through.
         queue: where jobs come from.
-        costs: learns from finished jobs.
-        device: what `stages` runs on.
+        costs: learns from what is done.
+        cells: most latent cells of one batch by model.
     """
 
-    def __init__(self, stages: Stages, queue: JobQueue, costs: Costs, device: torch.device) -> None:
+    def __init__(
+        self, number: int, stages: Stages, queue: JobQueue, costs: Costs, cells: Mapping[ModelName, int]
+    ) -> None:
+        self._number = number
         self._stages = stages
         self._queue = queue
         self._costs = costs
-        self._device = device
+        self._gate = MemoryGate()
+        self._batcher: Batcher[DenoiseRow] = Batcher(cells)
+        self._encoded: deque[Flight | None] = deque()
+        self._arrived = threading.Condition()
+        self._shots: SimpleQueue[Shot | None] = SimpleQueue()
+        self._decoded: Queue[tuple[Shot, torch.Tensor, float] | None] = Queue(_IMAGES_AHEAD)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"sana-{device}", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(work,), name=f"sana-{stages.device}-{name}", daemon=True)
+            for name, work in (
+                ("text", self._text),
+                ("denoise", self._denoise),
+                ("decode", self._decode),
+                ("finish", self._finish),
+            )
+        ]
         self.lost = False
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the running job within a step; the loop ends once the queue is closed and empty."""
+        """End the running jobs within a step; the loop ends once the queue is closed and empty."""
         self._stopping.set()
 
     def join(self, timeout_seconds: float) -> bool:
-        """Wait for the thread to end; False where it did not in time."""
-        if self._thread.ident is not None:
-            self._thread.join(max(0.0, timeout_seconds))
-        return not self._thread.is_alive()
+        """Wait for the threads to end; False where one did not in time."""
+        give_up_at = time.monotonic() + timeout_seconds
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for thread in started:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+        return not any(thread.is_alive() for thread in started)
 
-    def _run(self) -> None:
-        while not self.lost and (ticket := self._queue.take()) is not None:
-            outcome = self._outcome(ticket)
-            if isinstance(outcome, Artifact):
-                ticket.future.set_result(outcome)
+    def _run(self, work: Callable[[], None]) -> None:
+        """A stage's thread: without gradients, and on a stream of its own."""
+        with torch.inference_mode(), torch.cuda.stream(self._stages.new_stream()):
+            work()
+
+    # ---- text
+
+    def _text(self) -> None:
+        while (ticket := self._queue.take(self._number)) is not None:
+            flight = Flight(ticket, self._stages.bin_of(ticket.job))
+            try:
+                self._check(flight)
+                flight.begins("text")
+                _, seconds = self._on_device(partial(self._stages.encode_text, flight))
+                flight.spent("text", seconds)
+                flight.idles()
+            except BaseException as error:
+                self._fail(flight, error)
             else:
-                ticket.future.set_exception(outcome)
-            # After the future, so that an empty queue means that every future has ended.
-            self._queue.done(ticket)
+                self._hand_to_denoise(flight)
             # Or this frame keeps the pictures in memory until the next job comes.
-            del ticket, outcome
-        if self.lost:
-            self._queue.abandon("the device is lost")
+            del ticket, flight
+        self._hand_to_denoise(None)
 
-    def _outcome(self, ticket: Ticket) -> Artifact | BaseException:
-        """The artifact or the error that the job ends with; holds no tensors of the job."""
-        queued = ticket.started_at - ticket.submitted_at
+    def _hand_to_denoise(self, flight: Flight | None) -> None:
+        with self._arrived:
+            self._encoded.append(flight)
+            self._arrived.notify()
+
+    # ---- denoise
+
+    def _denoise(self) -> None:
+        while self._take_arrivals():
+            self._queue.sweep()
+            self._drop_dead_rows()
+            if rows := self._batcher.next_batch():
+                self._step(rows)
+            else:
+                self._stages.forget_batch()
+            del rows
+        self._shots.put(None)
+
+    def _take_arrivals(self) -> bool:
+        """Admit what the text stage handed over, waiting where nothing else is to do; False after the last."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._encoded or len(self._batcher))
+            arrivals = list(self._encoded)
+            if arrivals and arrivals[-1] is None and len(arrivals) == 1 and not len(self._batcher):
+                return False
+            self._encoded.clear()
+            if arrivals and arrivals[-1] is None:
+                self._encoded.append(arrivals.pop())
+        for flight in arrivals:
+            assert flight is not None
+            try:
+                self._check(flight)
+                flight.begins("denoise")
+                rows, _ = self._on_device(partial(self._stages.start_rows, flight))
+                self._batcher.add(rows)
+            except BaseException as error:
+                self._fail(flight, error)
+        return True
+
+    def _drop_dead_rows(self) -> None:
+        """Take out the jobs that were cancelled, have expired or failed."""
+        for flight in {row.flight for row in self._batcher.rows}:
+            try:
+                self._check(flight)
+            except EngineError as error:
+                self._fail(flight, error)
+        self._batcher.keep(lambda row: not row.flight.ticket.ended)
+
+    def _step(self, rows: list[DenoiseRow]) -> None:
+        """Advance a batch by one step."""
+        key = rows[0].key
         try:
-            artifact = self._stages.run(ticket.job, lambda: self._check(ticket))
+            _, seconds = self._on_device(partial(self._stages.step, rows), alone_if_short=len(rows) == 1)
         except BaseException as error:
-            return self._translate(error)
-        self._costs.observe(ticket.job, artifact.timings)
-        return Artifact(artifact.pixels, artifact.flagged, {"queue": queued, **artifact.timings})
+            self._step_failed(rows, error)
+            return
+        self._batcher.charge(key.model, seconds)
+        self._costs.observe_step(key.model, len(rows) * key.forwards, seconds)
+        for row in rows:
+            row.flight.batched += len(rows)
+            self._stepped(row)
 
-    def _check(self, ticket: Ticket) -> None:
-        """Before each stage and step: should this job go on? Jobs that wait are asked too."""
-        if self._stopping.is_set():
-            raise NotReady("the engine stopped")
-        ticket.require_alive()
-        self._queue.sweep()
+    def _step_failed(self, rows: list[DenoiseRow], error: BaseException) -> None:
+        """What fails together is tried apart, so that no job can fail another."""
+        if len(rows) == 1 or self._is_lost(error):
+            for row in rows:
+                self._fail(row.flight, error)
+            return
+        forget_locals(error)
+        if is_out_of_memory(error):
+            _LOG.warning("out of memory on %s with a batch of %d, going on in halves", self._stages.device, len(rows))
+            self._batcher.shrink(rows[0].key, len(rows) // 2)
+            self._stages.forget_batch()
+            self._stages.release_memory()
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            if alive := [row for row in half if not row.flight.ticket.ended]:
+                self._step(alive)
+
+    def _stepped(self, row: DenoiseRow) -> None:
+        """Tell the observer, take a preview, and hand the job on when its last image is done."""
+        flight = row.flight
+        flight.steps_done += 1
+        flight.ticket.rows_left -= row.key.forwards
+        flight.tell("denoise")
+        if row.step in flight.previewed_steps:
+            self._shots.put(Shot(flight, row.image, row.predicted, flight.previewed_steps.index(row.step)))
+        if row.done:
+            flight.latents[row.image] = row.result
+            self._batcher.keep(lambda other: other is not row)
+        if flight.steps_done == flight.steps:
+            flight.ends("denoise")
+            flight.idles()
+            for image, latents in enumerate(flight.latents):
+                assert latents is not None
+                self._shots.put(Shot(flight, image, latents))
+
+    # ---- decode and finish
+
+    def _decode(self) -> None:
+        while (shot := self._shots.get()) is not None:
+            self._queue.sweep()
+            if shot.flight.ticket.ended:
+                continue
+            try:
+                self._check(shot.flight)
+                if shot.preview is not None:
+                    self._on_device(partial(self._stages.preview, shot))
+                else:
+                    shot.flight.begins("decode")
+                    in_tiles = partial(self._stages.decode, shot, tiled=True)
+                    image, seconds = self._on_device(partial(self._stages.decode, shot), last_resort=in_tiles)
+                    shot.flight.spent("decode", seconds)
+                    self._decoded.put((shot, image, seconds))
+                    del image, in_tiles
+            except BaseException as error:
+                self._fail(shot.flight, error)
+            del shot
+        self._decoded.put(None)
+
+    def _finish(self) -> None:
+        while (decoded := self._decoded.get()) is not None:
+            shot, image, decode_seconds = decoded
+            flight = shot.flight
+            try:
+                self._check(flight)
+                flight.begins("safety")
+                flagged, safety_seconds = self._on_device(partial(self._stages.flag, flight.job, image))
+                flight.spent("safety", safety_seconds)
+                flight.flagged[shot.image] = flagged
+                self._check(flight)
+                flight.begins("resize")
+                _, resize_seconds = self._on_device(partial(self._stages.resize, shot, image))
+                flight.spent("resize", resize_seconds)
+            except BaseException as error:
+                self._fail(flight, error)
+            else:
+                self._costs.observe_image(flight.job.model, decode_seconds + safety_seconds + resize_seconds)
+                flight.ticket.images_left -= 1
+                if not flight.ticket.images_left:
+                    self._end(flight, flight.artifact())
+            del decoded, shot, image, flight
+
+    # ---- all stages
+
+    def _check(self, flight: Flight) -> None:
+        """Before each stage, step and image: should this job go on?"""
+        if self._stopping.is_set() or self.lost:
+            raise NotReady("the device is lost" if self.lost else "the engine stopped")
+        flight.ticket.require_alive()
+
+    def _on_device(
+        self, work: Callable[[], T], *, alone_if_short: bool = True, last_resort: Callable[[], T] | None = None
+    ) -> tuple[T, float]:
+        """Do a piece of work up to when the device has finished it; its result and the seconds it took.
+
+        Args:
+            alone_if_short: where memory runs out, try once more with no other stage on the device.
+            last_resort: tried after that, likewise.
+        """
+        attempts = [work, *([work] if alone_if_short else []), *([last_resort] if last_resort else [])]
+        for number, attempt in enumerate(attempts):
+            with self._gate.shared() if number == 0 else self._gate.alone():
+                try:
+                    if number:
+                        self._stages.release_memory()
+                    started = time.perf_counter()
+                    result = attempt()
+                    self._stages.synchronize()
+                    return result, time.perf_counter() - started
+                except BaseException as error:
+                    if number == len(attempts) - 1 or not is_out_of_memory(error):
+                        raise
+                    forget_locals(error)
+        raise AssertionError("unreachable")
+
+    def _fail(self, flight: Flight, error: BaseException) -> None:
+        """End a job with an error; what the client is told may differ from it."""
+        self._end(flight, self._translate(error))
+
+    def _end(self, flight: Flight, outcome: Artifact | BaseException) -> None:
+        if flight.ticket.end(outcome):
+            # After the future, so that an empty queue means that every future has ended.
+            self._queue.done(flight.ticket)
 
     def _translate(self, error: BaseException) -> BaseException:
         """What the client is told instead of `error`; frees what the failed job held on the device."""
-        _forget_locals(error)
+        forget_locals(error)
         if isinstance(error, EngineError):
             return error
         if is_out_of_memory(error):
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            told = OutOfDeviceMemory(f"out of memory on {self._device}")
+            self._stages.release_memory()
+            told = OutOfDeviceMemory(f"out of memory on {self._stages.device}")
             told.__cause__ = error
             return told
-        if isinstance(error, torch.AcceleratorError) and not answers(self._device):
-            self.lost = True
-            reason = str(error).partition("\n")[0]
-            _LOG.critical("%s is lost until the process restarts: %s", self._device, reason)
+        self._is_lost(error)
         return error
 
-
-def _forget_locals(error: BaseException) -> None:
-    """Empty the frames of an error's trace: they hold the job's tensors as long as anyone holds the error."""
-    link: BaseException | None = error
-    while link is not None:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left.
-
-    Besides the caching allocator's own class there are bare RuntimeErrors, known by their text alone:
-    of the CPU allocator, of cuBLAS for its workspace, and of the driver.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
-def answers(device: torch.device) -> bool:
-    """Whether a device still computes: some errors of CUDA end one call, others every later one too."""
-    try:
-        return torch.ones(2, device=device).sum().item() == 2
-    except RuntimeError:
-        return False
+    def _is_lost(self, error: BaseException) -> bool:
+        """Whether the device is of no more use; said once, and no more jobs are taken."""
+        suspicious = isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+        if not self.lost and suspicious and not answers(self._stages.device):
+            self.lost = True
+            reason = str(error).partition("\n")[0]
+            _LOG.critical("%s is lost until the process restarts: %s", self._stages.device, reason)
+            self._queue.abandon("the device is lost")
+        return self.lost

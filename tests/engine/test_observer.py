@@ -54,11 +54,11 @@ def test_previews_have_the_aspect_and_approach_the_picture(model, engine):
     expected = engine.submit(plain).result(60).pixels
     pixels = engine.submit(watched).result(60).pixels
     assert np.array_equal(pixels, expected)
-    assert [(shown.image, shown.index) for shown in watch.shown] == [(i, k) for i in range(2) for k in range(3)]
+    assert [(shown.image, shown.index) for shown in watch.shown] == [(i, k) for k in range(3) for i in range(2)]
     assert {shown.pixels.shape for shown in watch.shown} == {(256, 512, 3)}
     # the mean of 2.5 x 2.5 blocks is near the picture's own colours
     target = pixels[0].reshape(128, 5, 256, 5, 3).mean((1, 3))
-    distances = [np.abs(shown.pixels[::2, ::2].astype(float) - target).mean() for shown in watch.shown[:3]]
+    distances = [np.abs(shown.pixels[::2, ::2].astype(float) - target).mean() for shown in watch.shown[::2]]
     assert distances[0] >= distances[2]
 
 

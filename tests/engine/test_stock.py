@@ -50,7 +50,8 @@ def filmed(models: Models, camera: Camera) -> Iterator[Engine]:
 def draw(engine: Engine, camera: Camera, job: Job) -> tuple[np.ndarray, Artifact]:
     """The job's pictures before quantisation, (images, height, width, 3), and its artifact."""
     artifact = engine.submit(job).result(timeout=60)
-    return camera.seen.pop().permute(0, 2, 3, 1).numpy(), artifact
+    pictures = torch.cat([camera.seen.pop(0) for _ in job.seeds])
+    return pictures.permute(0, 2, 3, 1).numpy(), artifact
 
 
 BASE: list[dict[str, Any]] = [

@@ -1,0 +1,45 @@
+"""How much may be on one device at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sana_service.models.checkpoint import Models
+    from sana_service.models.names import ModelName
+
+_CELLS_PER_IMAGE = 32 * 32
+"""Latent cells of a 1024x1024 picture; larger layouts get fewer images, smaller ones more."""
+
+_GPU_IMAGES: dict[ModelName, int] = {"base": 4, "sprint": 8}
+_CPU_IMAGES: dict[ModelName, int] = {"base": 2, "sprint": 4}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one device, by model.
+
+    Args:
+        batch_cells: most latent cells of one forward pass, images times height times width.
+        seats: images between the queue and the finished picture; more than a batch, so that a job's text is
+            encoded, and another one's picture decoded, while a full batch is denoised.
+    """
+
+    batch_cells: Mapping[ModelName, int]
+    seats: Mapping[ModelName, int]
+
+
+def default_limits(models: Models) -> Limits:
+    """For the device that the models are on.
+
+    A batch is as large as fills a GPU's matrix products; on a CPU larger ones gain little and make others wait.
+    """
+    images = _GPU_IMAGES if models.device.type == "cuda" else _CPU_IMAGES
+    cells = {model: most * _CELLS_PER_IMAGE for model, most in images.items()}
+    seats: dict[ModelName, int] = {}
+    for model, most in cells.items():
+        side = models.checkpoints[model].transformer.config.sample_size
+        seats[model] = 2 * max(1, most // side**2)
+    return Limits(cells, seats)
