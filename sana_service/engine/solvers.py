@@ -112,11 +112,11 @@ class Solver:
             raise UnsupportedScheduler(f"the scheduler {name} is not supported, only {', '.join(makers)}")
         config = scheduler.config
         if name == "DPMSolverMultistepScheduler" and (
-            config.algorithm_type not in {"dpmsolver", "dpmsolver++"} or config.thresholding or config.solver_order > 2
+            config.algorithm_type != "dpmsolver++" or config.thresholding or config.solver_order > 2
         ):
             raise UnsupportedScheduler(
-                f"{name} is supported without thresholding, up to order 2, and as dpmsolver or dpmsolver++; "
-                f"not with {config.algorithm_type}, order {config.solver_order}"
+                f"{name} is supported as dpmsolver++ up to order 2 without thresholding, "
+                f"not as {config.algorithm_type} of order {config.solver_order}"
             )
         self._make = makers[name]
         self.table = lru_cache(maxsize=64)(self._table)

@@ -112,8 +112,8 @@ def test_jobs_end_in_order(models):
     with running(models, limits=ONE_SEAT) as engine:
         with held(models, engine):
             futures = [engine.submit(job(model="sprint", num_inference_steps=1, seeds=(i,))) for i in range(4)]
-            for i, future in enumerate(futures):
-                future.add_done_callback(lambda _, i=i: ended.append(i))
+            for future in futures:
+                future.add_done_callback(lambda future: ended.append(futures.index(future)))
             assert (engine.queued, engine.running) == (4, 1)
         assert engine.drain(timeout_seconds=SECONDS)
     assert ended == [0, 1, 2, 3]
