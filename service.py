@@ -21,8 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from sana_service.contract.billing import BILLING_HEADER, billable_units
+from sana_service.contract.answers import answer_headers
 from sana_service.contract.errors import ServiceError
+from sana_service.contract.fal import Wishes, read_wishes
 from sana_service.contract.openapi import openapi_document
 from sana_service.contract.schemas import (
     BaseInput,
@@ -31,11 +32,12 @@ from sana_service.contract.schemas import (
     SprintInput,
     TextToImageInput,
 )
-from sana_service.contract.sizes import resolve_size
+from sana_service.generation import Extras
 from sana_service.http.address import base_url
 from sana_service.http.app import wrap
 from sana_service.http.boundary import error_response
 from sana_service.http.disconnect import until_disconnect
+from sana_service.http.routes import FAL_KEY
 from sana_service.models.names import ModelName
 from sana_service.startup import prepare
 from sana_service.telemetry import get_logger
@@ -52,7 +54,7 @@ class SanaService(bentoml.Service[Any]):
     """BentoML's service class, inside the project's own HTTP layer."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        return wrap(super().to_asgi(is_main), settings, storage)
+        return wrap(super().to_asgi(is_main), settings, storage, _runtime)
 
     @property
     def openapi_spec(self) -> Any:
@@ -66,21 +68,21 @@ class Sana:
     def __init__(self) -> None:
         from sana_service.runtime import Runtime
 
-        self._runtime = Runtime(settings, storage)
+        self.runtime = Runtime(settings, storage)
 
     @bentoml.on_startup
     async def start(self) -> None:
-        await self._runtime.start()
+        await self.runtime.start()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        await self._runtime.stop()
+        await self.runtime.stop()
 
     async def __is_alive__(self) -> bool:
-        return self._runtime.alive
+        return self.runtime.alive
 
     async def __is_ready__(self) -> bool:
-        return self._runtime.ready
+        return self.runtime.ready
 
     @bentoml.api(route="/generate", input_spec=TextToImageInput, output_spec=SanaOutput)
     async def generate(self, ctx: bentoml.Context, **params: Any) -> SanaOutput:
@@ -95,8 +97,13 @@ class Sana:
     async def _answer(self, ctx: bentoml.Context, model: ModelName, request: BaseInput) -> Any:
         """The output model, or the response of an error: BentoML would hide what an exception says."""
         try:
-            work = self._runtime.generate(model, request, base_url(ctx.request.scope))
+            wishes = _wishes(ctx)
+            extras = Extras(start_within_seconds=wishes.start_within_seconds)
+            work = self.runtime.generate(model, request, base_url(ctx.request.scope), extras)
             output = await until_disconnect(work, ctx.request.receive)
+            if wishes.lifetime_seconds is not None and not request.sync_mode:
+                names = [image.file_name for image in output.images]
+                await self.runtime.jobs.delete_later(names, wishes.lifetime_seconds)
         except ServiceError as error:
             return _refuse(ctx, error)
         except ClientDisconnect:
@@ -105,12 +112,18 @@ class Sana:
         except Exception:
             logger.exception("%s failed", model)
             return _refuse(ctx, ServiceError())
-        size = resolve_size(request.image_size)
-        ctx.response.headers[BILLING_HEADER] = str(billable_units(size.width, size.height, request.num_images))
-        ctx.response.headers["Server-Timing"] = ", ".join(
-            f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in output.timings.items()
-        )
+        ctx.response.headers.update(answer_headers(request, output))
         return output
+
+
+def _runtime() -> Any:
+    """The runtime of this process; there is one once requests come."""
+    return bentoml.get_current_service().runtime
+
+
+def _wishes(ctx: bentoml.Context) -> Wishes:
+    scope = ctx.request.scope
+    return read_wishes(ctx.request.headers, settings.file_ttl_seconds) if scope.get(FAL_KEY) else Wishes()
 
 
 class _Document(dict[str, Any]):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sana_service import __version__
 from sana_service.contract.errors import DeadlinePassed, Unavailable, from_engine
+from sana_service.contract.fal import StartTimeout
 from sana_service.contract.schemas import BaseInput, ImageFile, Output, SanaOutput, SanaSprintOutput
 from sana_service.contract.sizes import resolve_size
 from sana_service.contract.styles import apply_style
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sana_service.engine.engine import Engine
+    from sana_service.engine.observer import Observer
     from sana_service.settings import Settings
 
 logger = get_logger("generation")
@@ -39,6 +41,21 @@ _OUTPUTS: dict[ModelName, type[Output]] = {"base": SanaOutput, "sprint": SanaSpr
 _SAMPLERS: dict[ModelName, str] = {"base": "DPM++ 2M", "sprint": "SCM"}
 _SEEDS = 2**64
 _RANDOM_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a route may want besides the request's own fields.
+
+    Args:
+        observer: is told how far the work is.
+        start_within_seconds: give up where the engine has not begun by then.
+        jpeg_quality: 1 to 100; None for the service's own.
+    """
+
+    observer: Observer | None = None
+    start_within_seconds: float | None = None
+    jpeg_quality: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Generation:
     settings: Settings
     model_names: dict[ModelName, str]
 
-    async def run(self, model: ModelName, request: BaseInput, base_url: str) -> Output:
+    async def run(self, model: ModelName, request: BaseInput, base_url: str, extras: Extras | None = None) -> Output:
         """Generate, encode and store the images of a request.
 
         Args:
@@ -68,17 +85,18 @@ class Generation:
         Raises:
             ServiceError: the request cannot be served; nothing of it is left in the storage.
         """
+        extras = extras or Extras()
         deadline = time.monotonic() + self.settings.request_timeout_seconds
-        job = self._job(model, request, deadline)
+        job = self._job(model, request, deadline, extras.observer)
         if self.settings.log_prompts:
             logger.info("prompt %r, negative prompt %r", request.prompt, request.negative_prompt)
-        artifact = await self._draw(job)
+        artifact = await self._draw(job, extras.start_within_seconds)
         timings = dict(artifact.timings)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 with _timed(timings, "encode"):
                     encoded = await self.encoder.encode_all(
-                        artifact.pixels, request.output_format, self._metadata(request, job)
+                        artifact.pixels, request.output_format, self._metadata(request, job), extras.jpeg_quality
                     )
                 with _timed(timings, "store"):
                     files = await self._publish(encoded, request.sync_mode, base_url)
@@ -86,7 +104,7 @@ class Generation:
             raise DeadlinePassed("The request's deadline passed before the image was stored.") from error
         return self._output(request, job, artifact, files, timings)
 
-    def _job(self, model: ModelName, request: BaseInput, deadline: float) -> Job:
+    def _job(self, model: ModelName, request: BaseInput, deadline: float, observer: Observer | None) -> Job:
         size = resolve_size(request.image_size)
         prompt, negative_prompt = apply_style(request.style_name, request.prompt, request.negative_prompt)
         seed = request.seed if request.seed is not None else secrets.randbelow(_RANDOM_SEEDS)
@@ -102,11 +120,18 @@ class Generation:
             check_safety=request.enable_safety_checker,
             deadline=deadline,
             request_id=request_id.get(),
+            observer=observer,
         )
 
-    async def _draw(self, job: Job) -> Artifact:
+    async def _draw(self, job: Job, start_within_seconds: float | None) -> Artifact:
         try:
-            return await asyncio.wrap_future(self.engine.submit(job))
+            drawing = asyncio.wrap_future(self.engine.submit(job))
+            if start_within_seconds is not None:
+                await asyncio.wait({drawing}, timeout=start_within_seconds)
+                if not drawing.done() and self.engine.position(job) is not None:
+                    drawing.cancel()
+                    raise StartTimeout
+            return await drawing
         except asyncio.CancelledError:
             job.cancel()
             raise

@@ -24,14 +24,17 @@ import torch
 from sana_service.contract.errors import Unavailable
 from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
 from sana_service.engine.engine import Engine
-from sana_service.generation import Generation
+from sana_service.generation import Extras, Generation
 from sana_service.images import Encoder
+from sana_service.jobs.service import JobService
+from sana_service.jobs.store import default_url, open_store
 from sana_service.models.load import Models, load_models, resolve_device, resolve_kind
 from sana_service.safety import load_safety_model
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger
 
 if TYPE_CHECKING:
+    from sana_service.engine.observer import Observer
     from sana_service.models.names import ModelName
     from sana_service.settings import Settings
 
@@ -57,6 +60,14 @@ class Runtime:
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.jobs = JobService(
+            settings,
+            open_store(settings.jobs_url or default_url(settings.storage_url)),
+            generate=self._generate_job,
+            accepting=lambda: self.ready,
+            is_open=lambda: not self._draining,
+            forget=self._forget,
+        )
 
     @property
     def ready(self) -> bool:
@@ -75,16 +86,27 @@ class Runtime:
             logger.warning("no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody")
         self._spawn(self._load())
         self._spawn(self._sweep())
+        self._spawn(self.jobs.run())
 
     async def stop(self) -> None:
         """Stop the engine; whatever still runs is cancelled."""
-        for task in tuple(self._tasks):
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.jobs.close()
         if self._generation is not None:
             await asyncio.to_thread(self._generation.engine.stop)
         self._encoder.close()
 
-    async def generate(self, model: ModelName, request: BaseInput, base_url: str) -> Output:
+    @property
+    def encoder(self) -> Encoder:
+        """Makes files of pixels."""
+        return self._encoder
+
+    async def generate(
+        self, model: ModelName, request: BaseInput, base_url: str, extras: Extras | None = None
+    ) -> Output:
         """Serve one request.
 
         Raises:
@@ -95,11 +117,21 @@ class Runtime:
         self._in_flight += 1
         self._idle.clear()
         try:
-            return await self._generation.run(model, request, base_url)
+            return await self._generation.run(model, request, base_url, extras)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+
+    async def _generate_job(self, model: ModelName, request: BaseInput, base_url: str, observer: Observer) -> Output:
+        return await self.generate(model, request, base_url, Extras(observer=observer))
+
+    def _forget(self, name: str) -> None:
+        """Delete a file whose lifetime is over; the storage's own expiry is behind it."""
+        try:
+            self._storage.delete(name)
+        except StorageError as error:
+            logger.warning("an expired file could not be deleted: %s", error)
 
     async def _load(self) -> None:
         started = time.monotonic()

@@ -6,6 +6,7 @@ allowed. An empty variable counts as unset, so that `VAR=` in a compose file mea
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sana_service.contract.sizes import DEFAULT_SIZE
+from sana_service.jobs.guard import check_entry
 
 PREFIX = "SANA_"
+
+_APP = re.compile(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
 
 class SettingsError(ValueError):
@@ -40,6 +44,16 @@ def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
         if origin != "*" and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.path):
             raise ValueError("must be * or origins such as https://app.example.com, separated by commas")
     return value
+
+
+def _app(value: str) -> str:
+    if not _APP.fullmatch(value):
+        raise ValueError("must be an owner and a name such as fal-ai/sana")
+    return value
+
+
+def _webhook_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(check_entry(entry) for entry in value)
 
 
 def _devices(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,6 +142,24 @@ class Settings(BaseModel):
     embed_metadata: bool = Field(True, description="Write prompt, seed and settings into the image files.")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_origins)] = Field(
         (), description="Origins, separated by commas, whose pages may call the service."
+    )
+    app: Annotated[str, AfterValidator(_app)] = Field(
+        "fal-ai/sana",
+        description="The name that fal's clients call: `POST /{app}` and `/{app}/sprint`, and `/queue/{app}`.",
+    )
+    jobs_url: str | None = Field(
+        None,
+        description="Where queued jobs are kept: `sqlite:///var/lib/sana/jobs.db`, or `redis://host:6379/0` for "
+        "several replicas. By default a database in the system's temporary folder, one for each storage.",
+    )
+    jobs_concurrency: int = Field(
+        8, ge=1, le=1024, description="Queued jobs that a replica works on at a time; the engine batches them."
+    )
+    max_jobs: int = Field(1000, ge=1, description="Queued jobs that may wait; one more is answered 429.")
+    webhook_hosts: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_webhook_hosts)] = Field(
+        (),
+        description="Where webhooks may go: host names such as `hooks.example.com` or `*.example.com` (https, public "
+        "addresses only), or trusted origins such as `http://10.0.0.5:9000`. Without it webhooks are refused.",
     )
     log_prompts: bool = Field(False, description="Write prompts to the log.")
     log_format: Literal["text", "json"] = Field("text", description="`json` for machines.")

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from sana_service.http.keys import read_key_digests
+from sana_service.jobs.record import StoreError
+from sana_service.jobs.store import default_url, open_store
 from sana_service.settings import Settings, SettingsError, load_settings
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import configure_logging
@@ -40,6 +42,12 @@ def check(settings: Settings) -> Storage:
             read_key_digests(settings.api_keys_file)
         except ValueError as error:
             raise SettingsError(f"SANA_API_KEYS_FILE={str(settings.api_keys_file)!r}: {error}") from error
+    jobs_url = settings.jobs_url or default_url(settings.storage_url)
+    try:
+        # A Redis server may come up later; a file is made here, so that a wrong path is told now.
+        open_store(jobs_url).close()
+    except (ValueError, StoreError) as error:
+        raise SettingsError(f"SANA_JOBS_URL={jobs_url!r}: {error}") from error
     try:
         return Storage(settings.storage_url, settings.file_ttl_seconds)
     except (ValueError, StorageError) as error:

@@ -6,51 +6,98 @@ boundary     errors become responses
 routes       404, 405, POST / is /generate
 keys         401
 body         413, 415, 400, 422
-endpoints    files and the OpenAPI document; everything else is BentoML's
+endpoints    files, the OpenAPI document, the queue, OpenAI's routes; everything else is BentoML's
+
+A Host that starts with `queue.` puts the queue's prefix before the path, outside of all this but the
+envelope and CORS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sana_service.contract import fal
 from sana_service.contract.billing import BILLING_HEADER
 from sana_service.contract.openapi import openapi_document
 from sana_service.http.body import RequestBody
 from sana_service.http.boundary import ErrorBoundary
 from sana_service.http.endpoints import Files, document_route
 from sana_service.http.envelope import REQUEST_ID_HEADER, Envelope
+from sana_service.http.fal import Queue, key_set_response
 from sana_service.http.keys import ApiKeys, read_key_digests
-from sana_service.http.routes import FILES_PREFIX, KnownRoutes
+from sana_service.http.openai import Images
+from sana_service.http.routes import FILES_PREFIX, OPENAI_PREFIX, QUEUE_PREFIX, KnownRoutes, QueueHost
 from sana_service.settings import Settings
 from sana_service.storage import Storage
 
-_EXPOSED_HEADERS = (BILLING_HEADER, REQUEST_ID_HEADER, "Server-Timing", "Retry-After")
+if TYPE_CHECKING:
+    from sana_service.runtime import Runtime
+
+_EXPOSED_HEADERS = (
+    BILLING_HEADER,
+    REQUEST_ID_HEADER,
+    "Server-Timing",
+    "Retry-After",
+    fal.REQUEST_ID_HEADER,
+    fal.ERROR_TYPE_HEADER,
+)
+_REQUEST_HEADERS = (
+    "authorization",
+    "content-type",
+    REQUEST_ID_HEADER,
+    fal.TIMEOUT_HEADER,
+    "x-fal-queue-priority",
+    "x-fal-no-retry",
+    "x-fal-object-lifecycle-preference",
+    "x-fal-runner-hint",
+)
 
 
-def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage) -> ASGIApp:
-    """BentoML's application inside the service's own HTTP layer."""
+def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage, runtime: Callable[[], Runtime]) -> ASGIApp:
+    """BentoML's application inside the service's own HTTP layer.
+
+    Args:
+        runtime: gives this process's; there is one once requests come.
+    """
+
+    async def key_set(_: Request) -> Response:
+        return key_set_response(runtime().jobs)
+
     document = openapi_document(max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None)
     app: ASGIApp = Router(
         routes=[
             Route(FILES_PREFIX + "{name}", Files(storage, settings.file_ttl_seconds).__call__),
             document_route("/openapi.json", document),
             document_route("/docs.json", document),
+            Route("/.well-known/jwks.json", key_set),
         ],
         default=bentoml_app,
         redirect_slashes=False,
     )
+    app = _ByPrefix(
+        {
+            f"{QUEUE_PREFIX}/": Queue(settings, lambda: runtime().jobs),
+            f"{OPENAI_PREFIX}/": Images(settings.max_pixels, runtime),
+        },
+        app,
+    )
     app = RequestBody(app, settings.max_pixels)
     if settings.api_keys_file is not None:
         app = ApiKeys(app, read_key_digests(settings.api_keys_file))
-    app = ErrorBoundary(KnownRoutes(app))
+    app = QueueHost(ErrorBoundary(KnownRoutes(app, settings.app)), settings.app)
     if settings.cors_origins:
         app = CORSMiddleware(
             app,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=_REQUEST_HEADERS,
             expose_headers=_EXPOSED_HEADERS,
         )
     return _HttpOnly(Envelope(app), bentoml_app)
@@ -65,4 +112,16 @@ class _HttpOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._http_app if scope["type"] == "http" else self._bentoml_app
+        await app(scope, receive, send)
+
+
+class _ByPrefix:
+    """Routes of other protocols, by how their paths begin; they keep their whole path."""
+
+    def __init__(self, apps: Mapping[str, ASGIApp], default: ASGIApp) -> None:
+        self._apps = apps
+        self._default = default
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = next((app for prefix, app in self._apps.items() if scope["path"].startswith(prefix)), self._default)
         await app(scope, receive, send)

@@ -38,16 +38,30 @@ class RequestBody:
             await self.app(scope, receive, send)
             return
         try:
-            body = await _read(receive)
+            body, data = await _read_object(scope, receive)
         except ClientDisconnect:
             return
-        _check_media_type(Headers(scope=scope))
-        data = _parse(body)
         try:
             model.model_validate(data, context=self._context)
         except ValidationError as error:
             raise InvalidFields(error) from error
         await self.app(scope, _replay(body, receive), send)
+
+
+async def read_json(scope: Scope, receive: Receive) -> tuple[str, dict[str, Any]]:
+    """A request's JSON object, as text and parsed: 413, 415 and 400.
+
+    Raises:
+        ClientDisconnect: the client left before it had sent everything.
+    """
+    body, data = await _read_object(scope, receive)
+    return body.decode(), data
+
+
+async def _read_object(scope: Scope, receive: Receive) -> tuple[bytes, dict[str, Any]]:
+    body = await _read(receive)
+    _check_media_type(Headers(scope=scope))
+    return body, _parse(body)
 
 
 async def _read(receive: Receive) -> bytes:

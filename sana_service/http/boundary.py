@@ -2,22 +2,29 @@
 
 A `ServiceError` is answered as it says. Any other exception is logged and answered with a fixed
 text. What BentoML and Starlette answer by themselves (plain text, `{"error": ...}`, a list) is
-brought into the same shape.
+brought into the same shape. Where another service's protocol is spoken, its shape is kept.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sana_service.contract import fal, openai
 from sana_service.contract.errors import DEFAULT_RETRY_AFTER_SECONDS, ServiceError
+from sana_service.http.routes import OPENAI_PREFIX, QUEUE_PREFIX
 from sana_service.telemetry import get_logger
 
 logger = get_logger("http")
+
+Dialect = Callable[[ServiceError], tuple[dict[str, Any], dict[str, str]]]
 
 _RETRIED = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
@@ -37,19 +44,47 @@ class ErrorBoundary:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        reshaper = _Reshaper(send)
+        dialect = _dialect(scope["path"])
+        reshaper = _Reshaper(send) if dialect is None else _Passer(send)
         try:
             await self.app(scope, receive, reshaper.send)
         except ServiceError as error:
-            response = error_response(error)
+            failure = error
+        except ClientDisconnect:
+            return
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            response = error_response(ServiceError())
+            failure = ServiceError()
         else:
             return
+        response = error_response(failure)
+        if dialect is not None:
+            body, headers = dialect(failure)
+            status = openai.answered_status(failure) if dialect is openai.error_answer else failure.status
+            response = JSONResponse(body, status_code=status, headers=headers)
         if reshaper.started:
             raise RuntimeError("the response broke off after its start")
         await response(scope, receive, send)
+
+
+def _dialect(path: str) -> Dialect | None:
+    """The error shape of another service's protocol, on its routes."""
+    for prefix, dialect in ((OPENAI_PREFIX, openai.error_answer), (QUEUE_PREFIX, fal.error_answer)):
+        if path.startswith(f"{prefix}/"):
+            return dialect
+    return None
+
+
+class _Passer:
+    """Passes responses through: the other protocols' own errors have their shape already."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        self.started = True
+        await self._send(message)
 
 
 class _Reshaper:

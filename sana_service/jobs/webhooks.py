@@ -35,6 +35,7 @@ MAX_ATTEMPTS = 11
 # 10 s, 20 s, ... at most 20 min: the eleventh is two hours after the first.
 _FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS = 10.0, 1200.0
 _POLL_SECONDS = 1.0
+_CONCURRENT_CALLS = 4
 _SECRET = "webhook-ed25519"
 
 
@@ -83,11 +84,11 @@ def webhook_body(record: JobRecord) -> bytes:
 
 def delay_seconds(attempt: int) -> float:
     """How long to wait after a failed attempt, counted from 0."""
-    return min(_MAX_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt)
+    return min(_MAX_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0**attempt)
 
 
 class WebhookSender:
-    """Delivers what is due, one call after another.
+    """Delivers what is due, a few calls at a time, so that one slow receiver does not hold up the others.
 
     Args:
         allowed: the operator's list, see `guard`.
@@ -100,6 +101,9 @@ class WebhookSender:
 
     async def run(self) -> None:
         """Deliver for ever."""
+        await asyncio.gather(*(self._run() for _ in range(_CONCURRENT_CALLS)))
+
+    async def _run(self) -> None:
         while True:
             try:
                 delivery = await asyncio.to_thread(self._store.next_delivery, time.time(), TIMEOUT_SECONDS * 2)

@@ -51,7 +51,7 @@ def test_everything_else_is_401(key_file: Path, authorization: str | None) -> No
     ("method", "path", "expected"),
     [
         ("GET", "/", 200),
-        ("GET", "/static_content/index.css", 200),
+        ("GET", "/assets/page.css", 200),
         ("GET", "/livez", 200),
         ("GET", "/readyz", 200),
         ("GET", "/files/a.jpg", 200),

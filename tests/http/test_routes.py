@@ -13,7 +13,7 @@ from tests.http.stub import Inner, call
         ("POST", "/", 200),
         ("GET", "/", 200),
         ("GET", "/files/a.jpg", 200),
-        ("GET", "/static_content/index.css", 200),
+        ("GET", "/assets/page.css", 200),
         ("GET", "/livez", 200),
         ("GET", "/readyz", 200),
         ("GET", "/metrics", 200),
