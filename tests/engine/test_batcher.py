@@ -143,6 +143,10 @@ def test_every_row_gets_its_steps_or_is_dropped_and_batches_keep_the_rules(happe
         assert batch[0] is oldest  # nothing starves within an endpoint
         got.update(one.number for one in batch)
 
+    def drop(number: int) -> None:
+        dropped.add(number)
+        batcher.keep(lambda one: one.number != number)
+
     for happening in happenings:
         if isinstance(happening, Row):
             newcomer = Row(happening.key, happening.left, len(came))
@@ -152,8 +156,7 @@ def test_every_row_gets_its_steps_or_is_dropped_and_batches_keep_the_rules(happe
         elif happening == "step":
             step()
         else:
-            dropped.add(happening)
-            batcher.keep(lambda one, gone=happening: one.number != gone)
+            drop(happening)
     for _ in range(sum(wanted.values())):
         step()
     assert len(batcher) == 0

@@ -18,6 +18,7 @@ from sana_service.engine.bins import Box, Size
 from sana_service.engine.engine import Engine
 from sana_service.engine.job import Artifact, Job
 from sana_service.models.checkpoint import Models
+from sana_service.models.load import load_models
 from tests.pairs import Stock, job, pillow_resize, quantise
 
 TOLERANCE = 1e-4
@@ -88,6 +89,41 @@ def test_pictures_at_bin_sizes_are_the_stock_pipelines(
     np.testing.assert_allclose(pictures, expected, atol=TOLERANCE)
     np.testing.assert_array_equal(artifact.pixels, quantise(pictures))
     assert np.abs(artifact.pixels.astype(int) - quantise(expected)).max() <= 1
+
+
+class BundledStock(Stock):
+    """The pipelines of diffusers around the bundled modules."""
+
+    def __init__(self, models: Models) -> None:
+        from diffusers import SanaPipeline, SanaSprintPipeline
+
+        pipelines: dict[str, Any] = {"base": SanaPipeline, "sprint": SanaSprintPipeline}
+        for name, checkpoint in models.checkpoints.items():
+            parts = (checkpoint.vae, checkpoint.transformer, checkpoint.scheduler)
+            pipeline = pipelines[name](models.tokenizer, models.text_encoder, *parts)
+            pipeline.set_progress_bar_config(disable=True)
+            setattr(self, name, pipeline)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"model": "base", "num_inference_steps": 18, "prompt": "a large blue heart on a yellow background"},
+        {"model": "base", "num_inference_steps": 5, "negative_prompt": "white", "width": 2048, "height": 512},
+        {"model": "sprint", "num_inference_steps": 2, "prompt": "a green star", "seeds": (1, 2)},
+        {"model": "sprint", "num_inference_steps": 4, "prompt": "", "guidance_scale": 1.0},
+    ],
+    ids=str,
+)
+def test_the_bundled_models_pictures_are_the_stock_pipelines(case: dict[str, Any]):
+    models, camera = load_models("bundled", "", "", None, None, "cpu", progress=False), Camera()
+    engine = Engine(models, safety=camera, nsfw_threshold=0.5, max_queue=8)
+    engine.start()
+    pictures, _ = draw(engine, camera, job(**case))
+    assert engine.stop()
+    expected = BundledStock(models).draw(job(**case))
+    assert expected.std() > 0.02
+    np.testing.assert_allclose(pictures, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("model", ["base", "sprint"])
