@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--margin", type=float, default=0.05, help="relative difference that does not matter")
     suite = command("suite", "run a suite file, in parts that resume", host=False)
     suite.add_argument("file", type=Path)
+    suite.add_argument("--again", action="store_true", help="run parts that have a result, too")
     suite.add_argument("--limit-seconds", type=float, help="begin no part that would end later")
     again = commands.add_parser("report", help="write the reports of a result.json again")
     again.add_argument("file", type=Path)
@@ -86,8 +87,8 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("--master-host", default="127.0.0.1")
     worker.add_argument("--master-port", type=int, default=5557)
     rate = commands.add_parser("matrix-rate", help="measure the matrix rate of this machine; needs torch")
-    rate.add_argument("--size", type=int, default=8192)
-    rate.add_argument("--device", default="cuda")
+    rate.add_argument("--size", type=int, help="of the square matrices; 8192 on a GPU, else 2048")
+    rate.add_argument("--device", help="cuda where there is one, else cpu")
     return whole
 
 
@@ -209,7 +210,7 @@ def compare(arguments: argparse.Namespace) -> int:
 def suite(arguments: argparse.Namespace) -> int:
     """Run the parts of a suite that are left."""
     options = _options(arguments, "")
-    place = Place(arguments.out, options, _floor(arguments), say, arguments.limit_seconds)
+    place = Place(arguments.out, options, _floor(arguments), say, arguments.limit_seconds, arguments.again)
     document, left = run_suite(arguments.file, place)
     code = _finish(arguments, document, options.api_key)
     if left:
@@ -235,8 +236,12 @@ def be_worker(arguments: argparse.Namespace) -> int:
 
 def matrix_rate(arguments: argparse.Namespace) -> int:
     """Measure how fast this machine multiplies matrices."""
-    rate = measured_matrix_rate(arguments.size, arguments.device)
-    print(json.dumps({"tflops": rate / 1e12, "size": arguments.size, "device": arguments.device}))
+    import torch
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = arguments.size or (8192 if device.startswith("cuda") else 2048)
+    rate = measured_matrix_rate(size, device)
+    print(json.dumps({"tflops": rate / 1e12, "size": size, "device": device}))
     return EXIT_OK
 
 

@@ -20,6 +20,7 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTP
 from loadtests.contract import BILLING_HEADER, REFUSALS, answer_faults
 from loadtests.records import CANCELLED, Record
 from loadtests.schedule import Planned
+from loadtests.timing import server_timing
 
 REFUSED_CONNECTION = "connection refused"
 CLOSED_CONNECTION = "connection closed"
@@ -36,30 +37,6 @@ _FAULTS: dict[type[Exception], str] = {
 _CONNECTIONS = 4096
 _CONNECT_SECONDS = 5.0
 _BLOCK_BYTES = 65536
-_TIMING = re.compile(r'\s*([^\s;,=]+)((?:\s*;\s*[a-z]+\s*=\s*(?:"[^"]*"|[^;,]*))*)\s*(?:,|$)', re.IGNORECASE)
-_PARAMETER = re.compile(r';\s*([a-z]+)\s*=\s*(?:"([^"]*)"|([^;,]*))', re.IGNORECASE)
-_BATCH = re.compile(r"batch[^0-9]{0,6}([0-9]+(?:\.[0-9]+)?)", re.IGNORECASE)
-
-
-def server_timing(header: str) -> tuple[dict[str, float], float | None]:
-    """Stage names to seconds, and the batch size, of a `Server-Timing` header.
-
-    The batch size is the description of an entry `batch`, or what follows the word in another one's.
-    """
-    stages: dict[str, float] = {}
-    batch_size = None
-    for name, parameters in _TIMING.findall(header):
-        values = {key.lower(): quoted or plain.strip() for key, quoted, plain in _PARAMETER.findall(parameters)}
-        try:
-            if "dur" in values:
-                stages[name] = stages.get(name, 0.0) + float(values["dur"]) / 1000
-        except ValueError:
-            continue
-        described = f"{name} {values.get('desc', '')}" if name.lower() == "batch" else values.get("desc", "")
-        match = _BATCH.search(described)
-        if match:
-            batch_size = float(match[1])
-    return stages, batch_size
 
 
 class Client:

@@ -16,8 +16,10 @@ import numpy as np
 
 from loadtests import scenario
 from loadtests.contract import Endpoint
-from loadtests.records import CANCELLED, Record
+from loadtests.records import CANCELLED, UNANSWERED, Record
 
+LAG_SECONDS = 0.005
+LAG_SHARE = 0.01
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 # Two-sided 95 % quantiles of Student's t distribution for 1 to 30 degrees of freedom
@@ -99,7 +101,7 @@ def figures(
         "megapixels_per_second": pixels / 1e6 / seconds,
         "goodput_per_second": sum(meets(record, objective) for record in came) / seconds,
         "good_share": len(good) / len(judged) if judged else None,
-        "keeps_objective": bool(judged) and len(good) >= objective.share * len(judged),
+        "keeps_objective": bool(judged) and len(good) >= objective.share * len(judged) - 1e-9,
         "stage_seconds": stages(answered),
         "batch_sizes": {f"{size:g}": count for size, count in sorted(batch_sizes.items())},
         "billable_units": units,
@@ -161,3 +163,21 @@ def across(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif type(value) in {int, float} and all(type(other) in {int, float} for other in others):
             found[name] = interval([float(other) for other in others if other is not None])
     return found
+
+
+def generator_figures(records: Sequence[Record], lateness: Sequence[float], p50: float | None) -> dict[str, Any]:
+    """How late the generator was, and whether that is too late: p99 over 5 ms or 1 % of p50, whichever is larger."""
+    limit = max(LAG_SECONDS, LAG_SHARE * (p50 or 0.0))
+    lags = [record.lag for record in records if record.error != UNANSWERED]
+    lag, beat = _percentile(lags), _percentile(lateness)
+    return {
+        "lag_seconds": latencies(lags),
+        "lag_p99_seconds": lag,
+        "heartbeat_p99_seconds": beat,
+        "limit_seconds": limit,
+        "valid": max(lag, beat) <= limit,
+    }
+
+
+def _percentile(values: Sequence[float]) -> float:
+    return float(np.percentile(values, 99, method="inverted_cdf")) if len(values) else 0.0

@@ -251,13 +251,21 @@ def parse(document: dict[str, Any], source: str) -> Load | ColdStart:
         scenario: Load | ColdStart = _SCENARIO.validate_python(document)
     except ValidationError as error:
         kinds = {"single_stream", "offline", *(str(kind) for kind in _KINDS)}
-        lines = [f"{source}: {_line(dict(fault), kinds)}" for fault in error.errors()]
+        faults = [dict(fault) for fault in error.errors()]
+        # A list is also "too short" when its only item is wrong.
+        deepest = [fault for fault in faults if not any(_is_within(other, fault) for other in faults)]
+        lines = [f"{source}: {_line(fault, kinds)}" for fault in deepest]
         raise ScenarioError("\n".join(lines)) from error
     return scenario
 
 
 _KINDS = ("server", "soak", "overload", "cancellations", "slow_readers", "cold_start")
 _PROCESSES = {"poisson", "gamma", "constant", "step", "spike", "ramp", "trace"}
+
+
+def _is_within(fault: dict[str, Any], outer: dict[str, Any]) -> bool:
+    depth = len(outer["loc"])
+    return len(fault["loc"]) > depth > 0 and fault["loc"][:depth] == outer["loc"]
 
 
 def _line(fault: dict[str, Any], kinds: set[str]) -> str:

@@ -107,7 +107,7 @@ class Judge:
 
     def __init__(self, objective: Objective, planned: int, warm_up_seconds: float) -> None:
         self._objective = objective
-        self._allowed = (1 - objective.share) * planned
+        self._allowed = (1 - objective.share) * planned + 1e-9
         self._warm_up_seconds = warm_up_seconds
         self._longest = max(objective.generate_seconds, objective.sprint_seconds)
         self.missed = 0

@@ -7,107 +7,27 @@ the whole in several calls.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from typing import Any
 
 from loadtests import coldstart, report, scenario
 from loadtests.compare import interleaved
-from loadtests.explore import at_rate, draw_curve, find_capacity
+from loadtests.explore import at_rate, draw_curve, find_capacity, rate_of
+from loadtests.floor import ARCHITECTURES
 from loadtests.harness import Harness, HarnessError, Options
 from loadtests.provenance import provenance
+from loadtests.suitefile import Part, Step, Suite, fingerprint, load_step, load_suite
 from loadtests.trial import Floor, Say, judged, run_scenario
 
-_HERE = Path(__file__).resolve().parent
 _READY_SECONDS = 480.0
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Step(_Model):
-    """One thing to do: what, with which scenario, and what of it is changed."""
-
-    do: Literal["run", "search", "curve", "compare"]
-    scenario: str
-    changes: dict[str, Any] = {}
-    precision: PositiveFloat = 0.03
-    shares: tuple[PositiveFloat, ...] = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
-    against: str = "plain"
-    blocks: PositiveInt = 1
-    margin: PositiveFloat = 0.05
-
-
-class Part(_Model):
-    """Steps that share their servers."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    seconds: PositiveFloat
-    """How long it takes, start included; for the limit."""
-    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
-
-
-class Suite(_Model):
-    """A file of `suites/`."""
-
-    title: str
-    serve: str
-    """Starts the service; `{port}` stands for a free port."""
-    environment: dict[str, str] = {}
-    baselines: dict[str, str] = {}
-    architecture: Literal["sana", "bundled"] = "sana"
-    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
-
-
-def load_suite(path: Path) -> Suite:
-    """A suite, with each scenario of it checked.
-
-    Raises:
-        ScenarioError: a line for each fault.
-    """
-    try:
-        suite = Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise scenario.ScenarioError(f"{path}: {error}") from error
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
-        raise scenario.ScenarioError("\n".join(lines)) from error
-    for part in suite.parts:
-        for step in part.steps:
-            load_step(step)
-            if step.do == "compare" and step.against not in suite.baselines:
-                raise scenario.ScenarioError(f"{path}: {part.name}: there is no baseline {step.against!r}")
-    return suite
-
-
-def load_step(step: Step) -> scenario.Load | scenario.ColdStart:
-    """The scenario of a step with its changes.
-
-    Raises:
-        ScenarioError: it is wrong.
-    """
-    path = _HERE / "scenarios" / step.scenario
-    loaded = scenario.load(path)
-    document = loaded.model_dump(mode="json", exclude_unset=True)
-    return scenario.parse(_merged(document, step.changes), str(path))
-
-
-def _merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(document)
-    for name, value in changes.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 @dataclass(frozen=True)
@@ -120,6 +40,7 @@ class Place:
         floor: for the share of the floor.
         say: told what happens.
         limit_seconds: no part begins that would end after them.
+        again: run parts that have a result, too.
     """
 
     folder: Path
@@ -127,6 +48,7 @@ class Place:
     floor: Floor | None
     say: Say
     limit_seconds: float | None = None
+    again: bool = False
 
 
 def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
@@ -139,10 +61,12 @@ def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
     suite = load_suite(path)
     place.folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
+    if place.floor is None:
+        place = replace(place, floor=_measured_floor(suite, place.say))
     left = []
     for part in suite.parts:
         file = place.folder / f"part-{part.name}.json"
-        if _finished(file, suite, part):
+        if not place.again and _finished(file, suite, part):
             place.say(f"part {part.name}: done before")
             continue
         remaining = None if place.limit_seconds is None else place.limit_seconds - (time.monotonic() - begun)
@@ -150,11 +74,22 @@ def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
             left.append(part.name)
             continue
         place.say(f"part {part.name}: about {part.seconds:.0f} s")
-        known = _capacity(_results(suite, place.folder))
-        done = _run_part(suite, part, place, known)
+        done = _run_part(suite, part, place, _capacities(_results(suite, place.folder)))
         result = {"fingerprint": fingerprint(suite, part), "seconds": time.monotonic() - begun, **done}
         file.write_text(json.dumps(report.hidden(result, place.options.api_key)), encoding="utf-8")
     return assemble(suite, place.folder, place.options.host), left
+
+
+def _measured_floor(suite: Suite, say: Say) -> Floor | None:
+    """The floor at the matrix rate of this machine; None where torch is not installed."""
+    command = [sys.executable, "-m", "loadtests", "matrix-rate"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        say("the matrix rate could not be measured: no share of the floor")
+        return None
+    rate = json.loads(done.stdout.splitlines()[-1])
+    origin = f"measured, {rate['size']} squared on {rate['device']}"
+    return Floor(ARCHITECTURES[suite.architecture], rate["tflops"] * 1e12, origin)
 
 
 def assemble(suite: Suite, folder: Path, host: str) -> dict[str, Any]:
@@ -169,13 +104,6 @@ def assemble(suite: Suite, folder: Path, host: str) -> dict[str, Any]:
     }
 
 
-def fingerprint(suite: Suite, part: Part) -> str:
-    """Changes when what a part does changes."""
-    scenarios = [load_step(step).model_dump(mode="json") for step in part.steps]
-    whole = [part.model_dump(mode="json"), scenarios, suite.serve, suite.environment, suite.baselines]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
 def _finished(file: Path, suite: Suite, part: Part) -> bool:
     if not file.exists():
         return False
@@ -187,9 +115,10 @@ def _results(suite: Suite, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
 
 
-def _capacity(results: list[dict[str, Any]]) -> float | None:
-    rates = [part["rate"] for each in results for part in each["parts"] if part["type"] == "capacity" and part["rate"]]
-    return rates[-1] if rates else None
+def _capacities(results: list[dict[str, Any]]) -> dict[str, float]:
+    """What was found so far, by the name of the scenario."""
+    found = [part for each in results for part in each["parts"] if part["type"] == "capacity" and part["rate"]]
+    return {part["scenario"]["name"]: part["rate"] for part in found}
 
 
 @contextmanager
@@ -206,7 +135,7 @@ def _server(suite: Suite, command: str, place: Place, name: str) -> Iterator[str
         yield host
 
 
-def _run_part(suite: Suite, part: Part, place: Place, capacity: float | None) -> dict[str, Any]:
+def _run_part(suite: Suite, part: Part, place: Place, capacities: dict[str, float]) -> dict[str, Any]:
     done: list[dict[str, Any]] = []
     needs_server = any(load_step(step).kind != "cold_start" for step in part.steps)
     with ExitStack() as stack:
@@ -218,15 +147,15 @@ def _run_part(suite: Suite, part: Part, place: Place, capacity: float | None) ->
         if harness:
             stack.callback(harness.close)
         for step in part.steps:
-            document = _run_step(suite, step, place, harness, capacity)
+            document = _run_step(suite, step, place, harness, capacities)
             if document["type"] == "capacity" and document["rate"]:
-                capacity = document["rate"]
+                capacities[document["scenario"]["name"]] = document["rate"]
             done.append(document)
     return {"provenance": made, "parts": done}
 
 
 def _run_step(
-    suite: Suite, step: Step, place: Place, harness: Harness | None, capacity: float | None
+    suite: Suite, step: Step, place: Place, harness: Harness | None, capacities: dict[str, float]
 ) -> dict[str, Any]:
     load = load_step(step)
     if isinstance(load, scenario.ColdStart):
@@ -234,11 +163,12 @@ def _run_step(
         return {"type": "cold_start", "name": load.name, **started}
     if harness is None:
         raise HarnessError(f"{load.name} needs a server")
+    capacity = capacities.get(step.capacity_of or load.name)
     if step.do == "search":
         found = find_capacity(harness, load, step.precision, place.say)
         return {"type": "capacity", "name": f"Capacity: {load.name}", **found}
     if step.do == "curve":
-        drawn = draw_curve(harness, load, capacity or getattr(load, "arrivals").rate, step.shares, place.say)  # noqa: B009
+        drawn = draw_curve(harness, load, capacity or rate_of(load), step.shares, place.say)
         return {"type": "curve", "name": f"Latency and throughput: {load.name}", **drawn}
     if step.do == "compare":
         return _compare(suite, step, place, harness, load)

@@ -11,20 +11,20 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loadtests import measure, scenario, steady, truth
 from loadtests.contract import Expected
 from loadtests.floor import Architecture, share_of_floor
-from loadtests.harness import Harness, Judge, RunData
-from loadtests.monitor import Sample
-from loadtests.records import UNANSWERED, Record
+from loadtests.records import Record
 from loadtests.schedule import Source
 
-LAG_SECONDS = 0.005
-LAG_SHARE = 0.01
+if TYPE_CHECKING:
+    from loadtests.harness import Harness, Judge, RunData
+    from loadtests.monitor import Sample
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INVALID, EXIT_SLOWER = range(5)
 
 _POINTS = 1500
@@ -124,7 +124,7 @@ def judged(load: scenario.Load, repeat: int, data: RunData, floor: Floor | None)
 
     endpoints = measure.grouped(records, lambda record: record.endpoint)
     everything = figures(records)
-    generator = generator_figures(records, data.lateness, everything["latency_seconds"].get("p50"))
+    generator = measure.generator_figures(records, data.lateness, everything["latency_seconds"].get("p50"))
     steadiness = _steadiness(load, records)
     return {
         "repeat": repeat,
@@ -144,24 +144,6 @@ def judged(load: scenario.Load, repeat: int, data: RunData, floor: Floor | None)
         "curves": {name: curve(group, begin, end) for name, group in endpoints.items()},
         "timeline": timeline(records, list(endpoints), end),
     }
-
-
-def generator_figures(records: Sequence[Record], lateness: Sequence[float], p50: float | None) -> dict[str, Any]:
-    """How late the generator was, and whether that is too late: p99 over 5 ms or 1 % of p50, whichever is larger."""
-    limit = max(LAG_SECONDS, LAG_SHARE * (p50 or 0.0))
-    lags = [record.lag for record in records if record.error != UNANSWERED]
-    lag, beat = _percentile(lags), _percentile(lateness)
-    return {
-        "lag_seconds": measure.latencies(lags),
-        "lag_p99_seconds": lag,
-        "heartbeat_p99_seconds": beat,
-        "limit_seconds": limit,
-        "valid": max(lag, beat) <= limit,
-    }
-
-
-def _percentile(values: Sequence[float]) -> float:
-    return float(np.percentile(values, 99, method="inverted_cdf")) if len(values) else 0.0
 
 
 def _late(generator: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ class QueueServer:
     options: argparse.Namespace
     draw: random.Random = field(init=False)
     free_at: list[float] = field(init=False)
-    begun: float = field(default_factory=time.perf_counter)
+    stall_ends: float = 0.0
     served: int = 0
     waiting: int = 0
     log: Any = None
@@ -101,9 +101,10 @@ class QueueServer:
         return 200, self._billing(request) | {"server-timing": timing}, self._answer(request)
 
     def _stalled_until(self, now: float) -> float:
-        begins = self.begun + self.options.stall_at
-        ends = begins + self.options.stall_for
-        return ends if self.options.stall_for and begins <= now < ends else 0.0
+        """When a stall ends that begins with a certain request, 0 without one."""
+        if self.served == self.options.stall_after:
+            self.stall_ends = now + self.options.stall_for
+        return self.stall_ends
 
     @staticmethod
     def _size(request: dict[str, Any]) -> tuple[int, int]:
@@ -180,7 +181,6 @@ async def serve(options: argparse.Namespace) -> None:
     server = QueueServer(options)
     await asyncio.sleep(options.start_seconds)
     listener = await asyncio.start_server(server.connection, "127.0.0.1", options.port, backlog=4096)
-    server.begun = time.perf_counter()
     async with listener:
         await listener.serve_forever()
 
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--max-queue", type=int, default=0)
     parser.add_argument("--retry-after", type=int, default=1)
-    parser.add_argument("--stall-at", type=float, default=0.0)
+    parser.add_argument("--stall-after", type=int, default=0)
     parser.add_argument("--stall-for", type=float, default=0.0)
     parser.add_argument("--start-seconds", type=float, default=0.0)
     parser.add_argument("--flat", action="store_true")

@@ -1,0 +1,150 @@
+"""Runs that go wrong, each with one clear line, an exit code and what was measured so far; and what a run measures."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from loadtests.records import CANCELLED
+from tests.loadtests.support import harness, queue_server, write_scenario
+from tests.services import free_port
+
+KEY = "key-that-no-report-shows"
+
+
+def test_a_bad_scenario(tmp_path):
+    path = write_scenario(tmp_path, rate=-3)
+    done = harness(tmp_path, "run", path)
+    assert done.code == 2
+    assert done.lines == [f"{path}: arrivals.rate: Input should be greater than 0, got -3"]
+
+
+def test_an_unreachable_host(tmp_path):
+    host = f"http://127.0.0.1:{free_port()}"
+    done = harness(tmp_path, "run", write_scenario(tmp_path), "--host", host)
+    assert done.code == 1
+    assert done.lines == [f"{host} cannot be reached: Connection refused"]
+
+
+def test_a_wrong_key_and_a_right_one_that_is_in_no_report(tmp_path):
+    path = write_scenario(tmp_path, seconds=1)
+    with queue_server(tmp_path, "--key", KEY) as server:
+        wrong = harness(tmp_path, "run", path, "--host", server.url, key="wrong")
+        right = harness(tmp_path, "run", path, "--host", server.url, key=KEY)
+    assert (wrong.code, wrong.lines) == (1, [f"{server.url}: the key was refused (status 401)"])
+    assert right.code in {0, 3}, right.said
+    texts = {file.name: file.read_text() for file in right.folder.iterdir()}
+    assert texts.keys() >= {"result.json", "report.md", "report.html", "test-1.jsonl"}
+    assert not [name for name, text in texts.items() if KEY in text]
+    assert KEY not in right.said
+
+
+def test_a_server_that_dies_in_the_middle(tmp_path):
+    path = write_scenario(tmp_path, seconds=20, rate=30, more="repeats = 3")
+    with queue_server(tmp_path, "--die-after", "40") as server:
+        done = harness(tmp_path, "run", path, "--host", server.url)
+    assert done.code == 1
+    reason = re.compile(rf"{re.escape(server.url)} stopped answering [0-9.]+ s into the run: Connection refused")
+    assert len([line for line in done.lines if reason.search(line)]) == 1
+    assert "Traceback" not in done.said
+    run = done.run()
+    assert run["all"]["answered"] >= 38
+    assert sum(record.ok for record in done.records()) == 40
+    assert reason.search((done.folder / "report.html").read_text())
+    assert len(done.result()["parts"][0]["repeats"]) == 1
+
+
+def test_refusals_need_retry_after(tmp_path):
+    """Five times what the server can do: refusals by the rules are right under overload, others never."""
+    path = write_scenario(tmp_path, seconds=1.5, rate=100)
+    text = (tmp_path / "test.toml").read_text().replace('kind = "server"', 'kind = "overload"')
+    (tmp_path / "test.toml").write_text(text)
+    options = ("--seconds", "0.05", "--max-queue", "3")
+    with queue_server(tmp_path, *options) as server:
+        polite = harness(tmp_path / "polite", "run", path, "--host", server.url)
+    with queue_server(tmp_path, *options, "--retry-after", "0") as server:
+        rude = harness(tmp_path / "rude", "run", path, "--host", server.url)
+    assert polite.code in {0, 3}, polite.said
+    figures = polite.run()["all"]
+    assert figures["refused"] > 80
+    assert figures["failed"] == 0
+    assert figures["retry_after_seconds"]["max"] == 1.0
+    assert rude.code == 1
+    assert set(rude.run()["all"]["errors"]) == {"status 429"}
+
+
+def test_what_a_run_measures(tmp_path):
+    """Stages, batch sizes, kinds, cancellations, repeats, truth and floor, in JSON, Markdown and HTML."""
+    mix = 'cancel_share = 0.3\ncancel_after_seconds = 0.01\n[[requests]]\nendpoint = "generate"\n'
+    mix += 'output_format = "png"\n'
+    mix += 'image_size = "300x200"\nslow_share = 0.3\nslow_bytes_per_second = 2000'
+    path = write_scenario(
+        tmp_path, seconds=2, rate=40, sample=4, more="repeats = 2\nwarm_up_seconds = 0.5", request=mix
+    )
+    with queue_server(tmp_path, "--seconds", "0.04", "--lanes", "4") as server:
+        floor = ("--model", "sana", "--matrix-tflops", "989")
+        done = harness(tmp_path, "run", path, "--host", server.url, *floor)
+    assert done.code in {0, 3}, done.said
+    run = done.run()
+    assert set(run["kinds"]) == {"generate 300x200 png", "sprint 320x180 jpeg"}
+    assert run["endpoints"]["sprint"]["cancelled"] > 0
+    assert run["endpoints"]["generate"]["cancelled"] == 0
+    assert {"queue", "denoise"} < set(run["all"]["stage_seconds"])
+    assert run["all"]["stage_seconds"]["denoise"] == pytest.approx(0.04, abs=0.001)
+    assert set(run["all"]["batch_sizes"]) <= {"1", "2", "3"}
+    assert run["truth"]["checked"] == 4
+    assert run["truth"]["repeated"] == 1
+    assert run["truth"]["greatest_difference"] == 0
+    # A slow reader's latency ends with the headers.
+    assert run["endpoints"]["generate"]["latency_seconds"]["max"] < 1
+    # 16.2e12 operations a picture at 989e12 a second.
+    assert run["endpoints"]["sprint"]["floor"]["seconds_per_image"] == pytest.approx(0.0164, rel=0.03)
+    assert run["resources"]["server_rss_bytes"]["max"] > 2**20
+    across = done.result()["parts"][0]["across"]["endpoints"]["sprint"]["latency_seconds"]["p50"]
+    assert across["repeats"] == 2
+    assert across["low"] <= across["mean"] <= across["high"]
+    cancelled = [record for record in done.records() if record.error == CANCELLED]
+    assert all(record.latency < 0.2 for record in cancelled)
+    made = done.result()["provenance"]
+    assert made["packages"]["locust"]
+    assert made["machine"]["cores"]
+    page = (done.folder / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import|<script|<link""", page)
+    assert page.count("<svg") >= 5
+    assert "prefers-color-scheme: dark" in page
+    table = (done.folder / "report.md").read_text()
+    assert re.search(r"^\| sprint \| \d+", table, re.MULTILINE)
+    again = harness(tmp_path, "report", str(done.folder / "result.json"))
+    assert again.code == 0
+    assert (done.folder / "report.md").read_text() == table
+
+
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        (("--flat",), "the picture is flat"),
+        (("--load-changes-pictures", "1"), "the picture under load differs from the one alone"),
+    ],
+)
+def test_wrong_pictures_fail_a_run(option, fault, tmp_path):
+    path = write_scenario(tmp_path, seconds=0.8, rate=80, sample=2)
+    with queue_server(tmp_path, "--seconds", "0.1", "--lanes", "4", *option) as server:
+        done = harness(tmp_path, "run", path, "--host", server.url)
+    assert done.code == 1
+    assert any(fault in line for line in done.lines), done.said
+    assert fault in json.dumps(done.result())
+
+
+def test_offline_keeps_as_many_in_flight_as_it_says(tmp_path):
+    path = write_scenario(tmp_path, seconds=2)
+    text = (tmp_path / "test.toml").read_text().replace('"server"', '"offline"\nin_flight = 6')
+    (tmp_path / "test.toml").write_text(text[: text.index("[arrivals]")] + text[text.index("[[requests]]") :])
+    with queue_server(tmp_path, "--seconds", "0.05", "--lanes", "3", "--in-turn") as server:
+        done = harness(tmp_path, "run", path, "--host", server.url)
+    assert done.code in {0, 3}, done.said
+    # Six in flight on three servers of 50 ms: sixty a second, each after 100 ms (Little's law).
+    figures = done.run()["all"]
+    assert figures["requests_per_second"] == pytest.approx(60, rel=0.08)
+    assert figures["latency_seconds"]["p50"] == pytest.approx(0.1, rel=0.1)
