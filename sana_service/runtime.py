@@ -173,6 +173,7 @@ class Runtime:
             safety=safety,
             nsfw_threshold=settings.nsfw_threshold,
             max_queue=settings.max_queue,
+            downstream=self._encoder,
         )
         engine.start()
         names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models.checkpoints.items()}
