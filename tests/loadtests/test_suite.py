@@ -1,0 +1,67 @@
+"""Suites: parts that are done are not done again, parts that do not fit wait, and one report holds all of them."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.loadtests.support import harness
+
+SUITE = """
+title = "Two parts"
+serve = "{python} -m tests.loadtests.queue_server --port {{port}} --seconds 0.02 --lanes 4"
+
+[baselines]
+slow = "{python} -m tests.loadtests.queue_server --port {{port}} --seconds 0.04 --lanes 4"
+
+[[parts]]
+name = "first"
+seconds = 20
+
+[[parts.steps]]
+do = "run"
+scenario = "cancellations.toml"
+changes = {{ duration_seconds = 1.2, warm_up_seconds = 0.2, arrivals = {{ rate = 30 }}, truth = {{ sample = 1 }} }}
+
+[[parts.steps]]
+do = "compare"
+scenario = "single-stream.toml"
+against = "slow"
+changes = {{ duration_seconds = 0.4, warm_up_seconds = 0 }}
+
+[[parts]]
+name = "second"
+seconds = {seconds}
+
+[[parts.steps]]
+do = "run"
+scenario = "cold-start.toml"
+changes = {{ starts = 1, command = "{python} -m tests.loadtests.queue_server --port {{port}}" }}
+"""
+
+
+def test_a_suite_resumes(tmp_path):
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE.format(python=sys.executable, seconds=50))
+    begun = harness(tmp_path, "suite", str(path), "--limit-seconds", "40", "--model", "sana", "--matrix-tflops", "1")
+    assert begun.code in {3, 75}, begun.said
+    assert begun.lines[-1] == "left for the next call: second"
+    parts = begun.result()["parts"]
+    assert [part["type"] for part in parts] == ["scenario", "comparison"]
+    row = next(row for row in parts[1]["rows"] if row["name"] == "sprint p50")
+    # The service is B: it takes half of the baseline's time.
+    assert 0.35 < row["ratio"] < 0.7
+    ended = harness(tmp_path, "suite", str(path), "--limit-seconds", "60", "--model", "sana", "--matrix-tflops", "1")
+    assert ended.code in {0, 3}, ended.said
+    assert "part first: done before" in ended.lines
+    document = ended.result()
+    assert [part["type"] for part in document["parts"]] == ["scenario", "comparison", "cold_start"]
+    assert document["parts"][:2] == parts
+    (start,) = document["parts"][2]["starts"]
+    assert 0 < start["alive"] <= start["ready"] <= start["first_picture"] < 60
+    page = (ended.folder / "report.html").read_text()
+    assert "first picture" in page
+    assert "Two parts" in page
+    path.write_text(SUITE.format(python=sys.executable, seconds=51))
+    again = harness(tmp_path, "suite", str(path), "--limit-seconds", "1")
+    assert "part first: done before" in again.lines
+    assert again.lines[-1] == "left for the next call: second"
