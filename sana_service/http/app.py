@@ -6,7 +6,7 @@ boundary     errors become responses
 routes       404, 405, POST / is /generate
 keys         401
 body         413, 415, 400, 422
-endpoints    files, the OpenAPI document, the queue, OpenAI's routes; everything else is BentoML's
+endpoints    files, the page, the OpenAPI document, the queue, OpenAI's routes; everything else is BentoML's
 
 A Host that starts with `queue.` puts the queue's prefix before the path, outside of all this but the
 envelope and CORS.
@@ -33,6 +33,7 @@ from sana_service.http.envelope import REQUEST_ID_HEADER, Envelope
 from sana_service.http.fal import Queue, key_set_response
 from sana_service.http.keys import ApiKeys, read_key_digests
 from sana_service.http.openai import Images
+from sana_service.http.page import page_routes
 from sana_service.http.routes import FILES_PREFIX, OPENAI_PREFIX, QUEUE_PREFIX, KnownRoutes, QueueHost
 from sana_service.settings import Settings
 from sana_service.storage import Storage
@@ -77,6 +78,7 @@ def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage, runtime: Ca
             document_route("/openapi.json", document),
             document_route("/docs.json", document),
             Route("/.well-known/jwks.json", key_set),
+            *page_routes(settings),
         ],
         default=bentoml_app,
         redirect_slashes=False,

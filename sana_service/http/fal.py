@@ -42,7 +42,7 @@ from sana_service.jobs.service import JobService
 from sana_service.jobs.worker import cancelled, parse_payload, refused
 from sana_service.settings import Settings
 
-_STREAM_POLL_SECONDS = 0.1
+_STREAM_POLL_SECONDS = 0.05
 _TRUE = {"1", "true", "yes"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -89,7 +90,9 @@ class JobService:
         return position
 
     async def get(self, job_id: str) -> JobRecord | None:
-        return await asyncio.to_thread(self._store.get, job_id)
+        record = await asyncio.to_thread(self._store.get, job_id)
+        progress = self._worker.progress(job_id)
+        return record if record is None or progress is None else replace(record, report=progress)
 
     async def position(self, job_id: str) -> int:
         return await asyncio.to_thread(self._store.position, job_id)

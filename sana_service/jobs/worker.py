@@ -40,7 +40,8 @@ Generate = Callable[["ModelName", BaseInput, str, "Observer"], Awaitable[Output]
 LEASE_SECONDS = 10.0
 MAX_ATTEMPTS = 5
 _POLL_SECONDS = 0.5
-_REPORT_SECONDS = 0.25
+# For other replicas; this one reads a job's progress where it is made.
+_REPORT_SECONDS = 1.0
 _BUSY_SECONDS = 1.0
 _UNAVAILABLE_SECONDS = 2.0
 
@@ -129,11 +130,17 @@ class JobWorker:
         self._owner = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
         self._unwanted: set[str] = set()
+        self._watches: dict[str, _Watch] = {}
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
         """A job may be waiting: look now."""
         self._wake.set()
+
+    def progress(self, job_id: str) -> Report | None:
+        """How far a job is that runs here."""
+        watch = self._watches.get(job_id)
+        return None if watch is None else watch.report
 
     async def run(self) -> None:
         """Work until cancelled; running jobs then go back to the line."""
@@ -166,6 +173,7 @@ class JobWorker:
         def done(_: asyncio.Task[None]) -> None:
             self._running.pop(record.job.id, None)
             self._unwanted.discard(record.job.id)
+            self._watches.pop(record.job.id, None)
             self.wake()
 
         task.add_done_callback(done)
@@ -202,7 +210,7 @@ class JobWorker:
             return early
         job = record.job
         started = time.monotonic()
-        watch = _Watch(self._store, self._owner, job.id)
+        watch = self._watches[job.id] = _Watch(self._store, self._owner, job.id)
         try:
             request = parse_payload(job.model, job.payload, self._max_pixels)
             async with watch:
@@ -308,7 +316,7 @@ class _LaterError(Exception):
 
 
 class _Watch:
-    """The engine's observer of one job: keeps its progress in the store, a few times a second at most."""
+    """The engine's observer of one job: keeps its progress in the store, once a second at most."""
 
     previews = 0
 
@@ -316,19 +324,19 @@ class _Watch:
         self._store = store
         self._owner = owner
         self._job_id = job_id
-        self._report = Report((_line("started"),))
+        self.report = Report((_line("started"),))
         self._told: Report | None = None
         self._task: asyncio.Task[None] | None = None
 
     def progress(self, progress: Progress) -> None:
         """From the device's thread: exchange the report, which is read elsewhere."""
-        report = self._report
+        report = self.report
         logs = report.logs
         if progress.stage != report.stage:
             logs = (*logs, _line(progress.stage))
         elif progress.steps_done > report.steps_done:
             logs = (*logs, _line(f"{progress.stage} {progress.steps_done}/{progress.steps}"))
-        self._report = Report(logs, progress.stage, progress.steps_done, progress.steps)
+        self.report = Report(logs, progress.stage, progress.steps_done, progress.steps)
 
     def preview(self, preview: Preview) -> None:
         """None is asked for."""
@@ -348,7 +356,7 @@ class _Watch:
             await asyncio.sleep(_REPORT_SECONDS)
 
     async def _store_report(self) -> None:
-        report = self._report
+        report = self.report
         if report == self._told:
             return
         try:

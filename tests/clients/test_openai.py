@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import re
+from typing import Any
 
 import httpx
 import openai
@@ -24,6 +25,12 @@ def client(quick_server):
 
 def picture(content: str | bytes) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content) if isinstance(content, str) else content))
+
+
+def made(content: bytes) -> metadata.ImageMetadata:
+    told = metadata.read(content)
+    assert told is not None
+    return told
 
 
 def test_images_come_in_the_answer_as_with_openais_present_models(client):
@@ -54,8 +61,8 @@ def test_everything_that_is_given_counts(client):
         extra_body={"seed": 5, "num_inference_steps": 3, "guidance_scale": 2.5, "negative_prompt": "blue"},
     )
     content = base64.b64decode(answer.data[0].b64_json)
-    made = metadata.read(content)
-    assert (made.seed, made.num_inference_steps, made.guidance_scale, made.negative_prompt, made.model) == (
+    told = made(content)
+    assert (told.seed, told.num_inference_steps, told.guidance_scale, told.negative_prompt, told.model) == (
         5, 3, 2.5, "blue", "base",
     )  # fmt: skip
     assert answer.seed == 5
@@ -73,7 +80,7 @@ def test_quality_and_model_choose_the_endpoint(client):
         ({"quality": "high"}, "base"),
     ):
         answer = client.images.generate(prompt="a", size="512x512", output_format="jpeg", **options)
-        assert metadata.read(base64.b64decode(answer.data[0].b64_json)).model == expected
+        assert made(base64.b64decode(answer.data[0].b64_json)).model == expected
 
 
 def test_size_auto_is_a_square_of_a_megapixel(client):
@@ -82,9 +89,9 @@ def test_size_auto_is_a_square_of_a_megapixel(client):
 
 
 def test_the_asynchronous_client(quick_server):
-    async def main() -> list[str]:
+    async def main() -> list[Any]:
         async with openai.AsyncOpenAI(base_url=f"{quick_server.url}/v1", api_key="none", max_retries=0) as client:
-            one, two, models = await asyncio.gather(
+            *answers, models = await asyncio.gather(
                 client.images.generate(prompt="a", size="512x512", quality="low"),
                 client.images.generate(prompt="b", size="512x512", quality="low"),
                 client.models.list(),
@@ -93,7 +100,8 @@ def test_the_asynchronous_client(quick_server):
                 prompt="a", size="512x512", stream=True, partial_images=1, output_format="jpeg"
             )
             kinds = [event.type async for event in stream]
-            assert picture(one.data[0].b64_json).size == picture(two.data[0].b64_json).size == (512, 512)
+            sizes = [picture(answer.data[0].b64_json).size for answer in answers]
+            assert sizes == [(512, 512)] * 2
             assert [model.id for model in models.data] == ["sana", "sana-sprint"]
             return kinds
 

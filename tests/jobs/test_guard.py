@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import pytest
 
-from sana_service.jobs import guard
 from sana_service.jobs.guard import Refused, check_entry, check_url, is_public, post, resolve
 
 ALLOWED = ("hooks.example.com", "*.example.org", "http://10.0.0.5:9000")
@@ -144,7 +143,7 @@ def test_the_connection_goes_to_the_address_that_was_checked_and_no_further(monk
 
     real = socket.getaddrinfo
     monkeypatch.setattr(
-        guard.socket, "getaddrinfo", lambda host, *a, **k: lookup(host) if host == "hooks.test" else real(host, *a, **k)
+        socket, "getaddrinfo", lambda host, *a, **k: lookup(host) if host == "hooks.test" else real(host, *a, **k)
     )
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     allowed = (f"http://hooks.test:{port}",)

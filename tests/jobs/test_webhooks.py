@@ -22,7 +22,16 @@ OK = Ending(200, {}, b'{"seed": 7}')
 BAD = Ending(422, {}, b'{"detail": []}', error="Unprocessable Entity", error_type="bad_request")
 
 
+class Server(http.server.HTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Receiver)
+        self.hits: list[tuple[dict[str, str], bytes]] = []
+        self.statuses: list[int] = []
+
+
 class Receiver(http.server.BaseHTTPRequestHandler):
+    server: Server
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.hits.append((dict(self.headers), body))
@@ -34,9 +43,8 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver() -> Iterator[http.server.HTTPServer]:
-    server = http.server.HTTPServer(("127.0.0.1", 0), Receiver)
-    server.hits, server.statuses = [], []  # type: ignore[attr-defined]
+def receiver() -> Iterator[Server]:
+    server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

@@ -15,7 +15,7 @@ import pytest
 from sana_service.contract.errors import DeadlinePassed, Overloaded, ServiceError, Unavailable
 from sana_service.contract.schemas import ImageFile, SanaOutput
 from sana_service.engine.observer import Progress
-from sana_service.jobs.record import Job, JobRecord, new_job_id
+from sana_service.jobs.record import Job, new_job_id
 from sana_service.jobs.sqlite import SqliteStore
 from sana_service.jobs.worker import MAX_ATTEMPTS, JobWorker, cancelled
 
@@ -50,7 +50,7 @@ class Bench:
         self.forgotten.append(name)
         self.loop.call_soon_threadsafe(self.forgot.set)
 
-    async def until(self, job_id: str, state: str = "done", seconds: float = 15.0) -> JobRecord:
+    async def until(self, job_id: str, state: str = "done", seconds: float = 15.0) -> Any:
         deadline = time.monotonic() + seconds
         while True:
             record = self.store.get(job_id)
@@ -60,10 +60,10 @@ class Bench:
             assert time.monotonic() < deadline, record
             await asyncio.sleep(0.01)
 
-    def run(self, generate: Generate, *jobs: Job, **options: Any) -> list[JobRecord]:
+    def run(self, generate: Generate, *jobs: Job, **options: Any) -> list[Any]:
         """What becomes of jobs."""
 
-        async def main() -> list[JobRecord]:
+        async def main() -> list[Any]:
             for one in jobs:
                 self.store.add(one, 100)
             task = asyncio.create_task(self.worker(generate, **options).run())
@@ -96,7 +96,7 @@ def test_a_served_job_ends_with_the_response_of_the_route(bench):
     ending = record.ending
     assert (ending.status, json.loads(ending.body)) == (200, OUTPUT.model_dump())
     assert ending.headers == {
-        "content-type": "application/json", "x-fal-billable-units": "1", "server-timing": "denoise;dur=500.0",
+        "content-type": "application/json", "x-fal-billable-units": "1", "server-timing": 'denoise;dur=500.0;desc="batch 1.00"',
     }  # fmt: skip
     assert [line.message for line in record.report.logs] == ["started", "text", "denoise", "denoise 1/2", "denoise 2/2"]
     assert (record.report.steps_done, record.report.steps) == (2, 2)
@@ -180,7 +180,7 @@ def test_a_job_that_kills_every_worker_ends_after_a_few(bench):
     async def never(*_):
         raise AssertionError("not again")
 
-    async def main() -> list[JobRecord]:
+    async def main() -> list[Any]:
         task = asyncio.create_task(bench.worker(never).run())
         try:
             return [await bench.until(poison.id), await bench.until(careful.id)]
@@ -192,7 +192,7 @@ def test_a_job_that_kills_every_worker_ends_after_a_few(bench):
 
 
 def test_cancelling_a_running_job_frees_the_device(bench):
-    async def main() -> tuple[JobRecord, bool]:
+    async def main() -> tuple[Any, bool]:
         left = asyncio.Event()
 
         async def slow(*_):
@@ -224,7 +224,7 @@ def test_what_waits_too_long_ends_even_while_the_worker_is_busy(bench):
         await release.wait()
         return OUTPUT
 
-    async def main() -> JobRecord:
+    async def main() -> Any:
         task = asyncio.create_task(bench.worker(slow, concurrency=1).run())
         first, hasty = job(), job(start_by=time.time() + 0.3)
         bench.store.add(first, 10)
@@ -245,7 +245,7 @@ def test_a_process_that_stops_gives_its_jobs_back(bench):
     async def slow(*_):
         await asyncio.sleep(60)
 
-    async def main() -> JobRecord:
+    async def main() -> Any:
         one = job()
         bench.store.add(one, 10)
         task = asyncio.create_task(bench.worker(slow).run())
@@ -268,7 +268,7 @@ def test_nothing_is_claimed_while_the_models_load(bench):
         task = asyncio.create_task(bench.worker(serve).run())
         bench.store.add(one, 10)
         await asyncio.sleep(0.2)
-        before = bench.store.get(one.id).state
+        before: str = bench.store.get(one.id).state
         bench.accepting = True
         await bench.until(one.id)
         task.cancel()
