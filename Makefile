@@ -30,7 +30,7 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/run
 
 .PHONY: help
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: install
 install: $(VENV)/run ## install what the service needs
@@ -57,6 +57,18 @@ format: $(VENV)/dev ## rewrite the code in the house style
 .PHONY: fuzz
 fuzz: $(VENV)/dev ## run the API fuzzer at length
 	SANA_FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+
+.PHONY: bench
+bench: $(VENV)/dev ## measure everything for a minute on the bundled model
+	$(BIN)/python -m loadtests suite loadtests/suites/sample.toml --out results/sample --again
+
+.PHONY: bench-load-gpu
+bench-load-gpu: $(VENV)/dev ## measure the full size on this GPU; again until nothing is left
+	$(BIN)/python -m loadtests suite loadtests/suites/h100.toml --out results/h100 --limit-seconds 540
+
+.PHONY: bench-proof
+bench-proof: $(VENV)/dev ## compare the harness with queues of known latency, at length
+	SANA_QUEUE_REQUESTS=20000 $(BIN)/python -m pytest -rs tests/loadtests/test_queues.py
 
 .PHONY: build
 build: $(VENV)/run ## build the Bento

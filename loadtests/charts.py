@@ -132,9 +132,11 @@ def timeline(found: dict[str, Any], warm_up: float) -> str:
         plot.text(plot.x(0) + 4, _TOP + 12, "warm-up", "start", "note")
     plot.axis_y(ticks(0, high), shown_seconds)
     plot.axis_x(ticks(0, end), "seconds from the start, when the request was due")
+    radius = 2 if len(points) > 300 else 3.5
     for at, latency, endpoint, ok in points:
         if ok:
-            plot.add(f'<circle class="point c{endpoint}" cx="{plot.x(at):.1f}" cy="{plot.y(latency):.1f}" r="2"/>')
+            place = f'cx="{plot.x(at):.1f}" cy="{plot.y(latency):.1f}" r="{radius}"'
+            plot.add(f'<circle class="point c{endpoint}" {place}/>')
         else:
             x, y = plot.x(at), _TOP + 3
             plot.add(f'<path class="failure" d="M{x - 3:.1f} {y - 3}l6 6m0-6l-6 6"><title>failed</title></path>')

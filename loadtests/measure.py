@@ -18,6 +18,8 @@ from loadtests import scenario
 from loadtests.contract import Endpoint
 from loadtests.records import CANCELLED, UNANSWERED, Record
 
+# Not a stage, but the sum of them as the server sees it.
+_WHOLE = "total"
 LAG_SECONDS = 0.005
 LAG_SHARE = 0.01
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
@@ -85,7 +87,7 @@ def figures(
     good = [record for record in answered if meets(record, objective)]
     refused = [record for record in due if record.refused]
     units = sum(record.billable_units for record in came)
-    batch_sizes = Counter(record.batch_size for record in answered if record.batch_size)
+    batch_sizes = Counter(round(record.batch_size) for record in answered if record.batch_size)
     return {
         "requests": len(due),
         "answered": len(answered),
@@ -103,7 +105,7 @@ def figures(
         "good_share": len(good) / len(judged) if judged else None,
         "keeps_objective": bool(judged) and len(good) >= objective.share * len(judged) - 1e-9,
         "stage_seconds": stages(answered),
-        "batch_sizes": {f"{size:g}": count for size, count in sorted(batch_sizes.items())},
+        "batch_sizes": {str(size): count for size, count in sorted(batch_sizes.items())},
         "billable_units": units,
         "cost_per_1000_images": _cost(images, seconds, units, prices),
     }
@@ -122,7 +124,7 @@ def stages(answered: Sequence[Record]) -> dict[str, float]:
     """
     if not answered or not any(record.stages for record in answered):
         return {}
-    names = list(dict.fromkeys(name for record in answered for name in record.stages))
+    names = [name for name in dict.fromkeys(name for record in answered for name in record.stages) if name != _WHOLE]
     means = {name: float(np.mean([record.stages.get(name, 0.0) for record in answered])) for name in names}
     whole = float(np.mean([record.done - record.sent for record in answered]))
     lag = float(np.mean([record.lag for record in answered]))

@@ -223,7 +223,8 @@ def plots(part: dict[str, Any]) -> list[dict[str, Any]]:
         return [_plot("Latency over the offered rate", charts.knee(part, limit), ["p50", "p99"])]
     if part["type"] == "comparison":
         bounded = [row for row in part["rows"] if row["high"] is not None]
-        return [_plot("Ratio B / A", charts.ratios(bounded, part["margin"]), [])]
+        drawn = [_plot("Ratio B / A", charts.ratios(bounded, part["margin"]), [])]
+        return drawn if bounded else []
     if part["type"] != "scenario" or not part["repeats"]:
         return []
     last = part["repeats"][-1]

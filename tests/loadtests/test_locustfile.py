@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEY = "key-that-no-report-shows"
 
 Answer = dict[str, Any]
@@ -299,6 +299,23 @@ def test_each_wrong_answer_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     assert failed == len(WRONG) - len(of_files)
     # The last request may have been cut off by the end of the run.
     assert len(fake.asked) - 1 <= requests <= len(fake.asked)
+
+
+def test_sizes_and_formats_are_mixed_and_prompts_come_again(tmp_path: Path) -> None:
+    fake = Fake()
+    with _serving(fake) as url:
+        done = _run(
+            tmp_path,
+            *("--host", url, "-u", "1", "--image-size", "300x200,200x300", "--output-format", "jpeg,png"),
+            *("--prompt-reuse", "1", "SprintUser"),
+            until=lambda _: len(fake.asked) > 60,
+        )
+    assert done.code == 0, done.output
+    bodies = [asked["body"] for asked in fake.asked]
+    assert {body["image_size"]["width"] for body in bodies} == {200, 300}
+    assert {body["output_format"] for body in bodies} == {"jpeg", "png"}
+    # Of a hundred prompts, the first few much more often than the others.
+    assert len({body["prompt"] for body in bodies}) < 0.8 * len(bodies)
 
 
 def test_a_wrong_option_is_told(tmp_path: Path) -> None:
