@@ -195,7 +195,7 @@ class Generation:
             has_nsfw_concepts=list(artifact.flagged),
             prompt=request.prompt,
             timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
-        )
+        ).denoised_with(artifact.batch_images)
 
 
 def _file(image: EncodedImage, name: str, url: str) -> ImageFile:

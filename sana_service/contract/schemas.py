@@ -6,9 +6,9 @@ operator's setting, so it comes in through the validation context (`max_pixels`)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sana_service.contract.sizes import DEFAULT_SIZE, ImageSize, ImageSizePreset, resolve_size
@@ -148,6 +148,17 @@ class Output(BaseModel):
         description="Seconds spent in each stage of the generation.",
         examples=[{"queue": 0.001, "text": 0.02, "denoise": 0.31, "decode": 0.05}],
     )
+    _batch_images: float = PrivateAttr(1.0)
+
+    @property
+    def batch_images(self) -> float:
+        """Images that were denoised together, others' too, a mean over this request's steps; not in the body."""
+        return self._batch_images
+
+    def denoised_with(self, images: float) -> Self:
+        """The same answer, told how full its batches were."""
+        self._batch_images = images
+        return self
 
 
 class SanaOutput(Output):

@@ -14,7 +14,8 @@ _CELLS_PER_IMAGE = 32 * 32
 """Latent cells of a 1024x1024 picture; larger layouts get fewer images, smaller ones more."""
 
 _GPU_IMAGES: dict[ModelName, int] = {"base": 4, "sprint": 8}
-_CPU_IMAGES: dict[ModelName, int] = {"base": 2, "sprint": 4}
+_CPU_IMAGES: dict[ModelName, int] = {"base": 1, "sprint": 1}
+_SEATS_BESIDES = 2
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Limits:
 def default_limits(models: Models) -> Limits:
     """For the device that the models are on.
 
-    A batch is as large as fills a GPU's matrix products; on a CPU larger ones gain little and make others wait.
+    A batch is as large as fills a GPU's matrix products. On a CPU a batch takes as long as its images one after
+    another (docs/performance.md), so there they stay apart: nobody waits for a stranger's image, and a picture has the
+    same bytes whatever is beside it.
     """
     images = _GPU_IMAGES if models.device.type == "cuda" else _CPU_IMAGES
     cells = {model: most * _CELLS_PER_IMAGE for model, most in images.items()}
     seats: dict[ModelName, int] = {}
     for model, most in cells.items():
         side = models.checkpoints[model].transformer.config.sample_size
-        seats[model] = 2 * max(1, most // side**2)
+        seats[model] = 2 * max(1, most // side**2) + _SEATS_BESIDES
     return Limits(cells, seats)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sana_service.engine.engine import Engine
+from sana_service.engine.limits import Limits
 from sana_service.models.checkpoint import Models
 from tests.pairs import DIFFUSERS_WARNS, Pair, Stock, write_pair
 
@@ -27,9 +28,13 @@ def stock(pair: Pair) -> Stock:
     return Stock(pair)
 
 
+BATCHES = Limits(batch_cells={"base": 2 * 1024, "sprint": 4 * 1024}, seats={"base": 4, "sprint": 8})
+"""By default a CPU has one image in a batch."""
+
+
 @pytest.fixture
 def engine(models: Models) -> Iterator[Engine]:
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
     engine.start()
     yield engine
     assert engine.stop(timeout_seconds=30)

@@ -55,12 +55,16 @@ def test_a_layout_draws_at_its_own_size_what_stock_draws(pixels: int, models: Mo
     assert np.abs(picture - 255 * expected).max() <= 0.5 + 255e-4
 
 
-@pytest.mark.parametrize(("pixels", "images", "seats"), [(512, 8, 16), (2048, 1, 2), (4096, 1, 2)])
+@pytest.mark.parametrize(("pixels", "images", "seats"), [(512, 16, 34), (2048, 1, 4), (4096, 1, 4)])
 def test_larger_pictures_get_smaller_batches(pixels, images, seats, models):
-    limits = default_limits(with_layout(models, pixels))
+    limits = default_limits(replace(with_layout(models, pixels), device=torch.device("cuda")))
     side = LAYOUTS[pixels]
     assert max(1, limits.batch_cells["base"] // side**2) == images
     assert limits.seats["base"] == seats
+
+
+def test_on_a_cpu_images_are_denoised_one_by_one(models):
+    assert set(default_limits(models).batch_cells.values()) == {1024}
 
 
 def test_where_memory_is_short_a_picture_is_decoded_in_tiles(models: Models, monkeypatch: pytest.MonkeyPatch):

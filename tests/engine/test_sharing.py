@@ -15,6 +15,7 @@ from sana_service.engine.errors import OutOfDeviceMemory
 from sana_service.engine.job import Job
 from sana_service.engine.stages import Stages
 from sana_service.models.checkpoint import Models
+from tests.engine.conftest import BATCHES
 from tests.pairs import job
 
 SECONDS = 60
@@ -116,7 +117,7 @@ def test_while_one_job_is_denoised_another_is_decoded(models: Models, steps: Ste
             stepped.set()
 
     steps.fails = after_the_decoder_began
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
     engine.start()
     futures = [engine.submit(job(model="sprint", num_inference_steps=1)), engine.submit(job(num_inference_steps=3))]
     for future in futures:
@@ -176,7 +177,7 @@ def test_out_of_memory_is_tried_again_with_the_device_to_itself(
         return original(stages, *arguments, **options)
 
     monkeypatch.setattr(Stages, stage, short)
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
     engine.start()
     once, always, other = (engine.submit(job(prompt=prompt, num_inference_steps=1)) for prompt in (*failures, "other"))
     assert isinstance(always.exception(SECONDS), OutOfDeviceMemory)

@@ -96,8 +96,10 @@ def test_a_served_job_ends_with_the_response_of_the_route(bench):
     ending = record.ending
     assert (ending.status, json.loads(ending.body)) == (200, OUTPUT.model_dump())
     assert ending.headers == {
-        "content-type": "application/json", "x-fal-billable-units": "1", "server-timing": 'denoise;dur=500.0;desc="batch 1.00"',
-    }  # fmt: skip
+        "content-type": "application/json",
+        "x-fal-billable-units": "1",
+        "server-timing": 'denoise;dur=500.0;desc="batch 1.00"',
+    }
     assert [line.message for line in record.report.logs] == ["started", "text", "denoise", "denoise 1/2", "denoise 2/2"]
     assert (record.report.steps_done, record.report.steps) == (2, 2)
 
