@@ -16,15 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sana_service import metadata as file_metadata
 from sana_service.metadata import ImageMetadata
 from sana_service.png import write_png
+from sana_service.provenance import XMP
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from sana_service.provenance import Signer
 
 OutputFormat = Literal["jpeg", "png"]
 
@@ -65,7 +68,7 @@ def encode(
     Args:
         pixels: (height, width, 3) uint8, RGB.
         output_format: "jpeg" or "png".
-        metadata: what the file says about its making; None says nothing at all.
+        metadata: what the file says about its making; None says that a model made it and nothing else.
         jpeg_quality: 1 to 100, of a JPEG; `JPEG_QUALITY` by default.
 
     Raises:
@@ -90,9 +93,11 @@ class Encoder:
 
     Args:
         workers: threads; by default one for each core this process may use.
+        signer: puts a C2PA manifest into each file; None leaves it out.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, signer: Signer | None = None) -> None:
+        self._signer = signer
         self._workers = workers or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="encode")
         self._lock = threading.Lock()
@@ -154,6 +159,8 @@ class Encoder:
         """On a thread of the pool: encode, and learn how long it takes."""
         started = time.perf_counter()
         image = encode(pixels, output_format, metadata, jpeg_quality)
+        if self._signer is not None:
+            image = replace(image, data=self._signer.sign(image.data, image.content_type))
         rate = (time.perf_counter() - started) / (image.width * image.height)
         with self._lock:
             old = self._seconds_per_pixel.get(output_format, rate)
@@ -171,16 +178,16 @@ class Encoder:
 
 
 def _png(pixels: np.ndarray, metadata: ImageMetadata | None) -> bytes:
-    chunks = file_metadata.png_info(metadata).chunks if metadata is not None else []
+    chunks = file_metadata.png_info(metadata).chunks
     return write_png(pixels, [(kind, data) for kind, data, *_ in chunks])
 
 
 def _jpeg(pixels: np.ndarray, metadata: ImageMetadata | None, quality: int | None) -> bytes:
     from PIL import Image
 
-    told: dict[str, bytes] = {}
+    told: dict[str, bytes] = {"xmp": XMP}
     if metadata is not None:
-        told = {"exif": file_metadata.jpeg_exif(metadata), "comment": file_metadata.jpeg_comment(metadata)}
+        told |= {"exif": file_metadata.jpeg_exif(metadata), "comment": file_metadata.jpeg_comment(metadata)}
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "jpeg", quality=JPEG_QUALITY if quality is None else quality, **told)
     return file.getvalue()

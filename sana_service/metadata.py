@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sana_service import __version__
+from sana_service.provenance import XMP, XMP_KEYWORD
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,11 +111,14 @@ def a1111_parameters(metadata: ImageMetadata) -> str:
     return f"{metadata.prompt}{negative}\n{settings_line}".strip().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def png_info(metadata: ImageMetadata) -> PngInfo:
-    """The text chunks of a PNG, for Pillow's `pnginfo`."""
+def png_info(metadata: ImageMetadata | None) -> PngInfo:
+    """The text chunks of a PNG, for Pillow's `pnginfo`; without metadata the IPTC digital source type alone."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
+    info.add_itxt(XMP_KEYWORD, XMP.decode())
+    if metadata is None:
+        return info
     info.add_text("Software", metadata.producer)
     info.add_itxt(INFOTEXT_KEYWORD, a1111_parameters(metadata))
     info.add_itxt(JSON_KEYWORD, _to_json(metadata))

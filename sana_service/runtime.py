@@ -30,6 +30,7 @@ from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
 from sana_service.models.load import Models, load_models, resolve_device, resolve_kind
 from sana_service.safety import load_safety_model
+from sana_service.startup import load_signer
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger
 
@@ -52,7 +53,7 @@ class Runtime:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings = settings
         self._storage = storage
-        self._encoder = Encoder()
+        self._encoder = Encoder(signer=load_signer(settings))
         self._generation: Generation | None = None
         self._ready = False
         self._draining = False
@@ -137,7 +138,7 @@ class Runtime:
         started = time.monotonic()
         try:
             await asyncio.to_thread(self._storage.check)
-            self._generation = await asyncio.to_thread(self._build)
+            self._generation = await asyncio.to_thread(build_generation, self._settings, self._storage, self._encoder)
             await self._warm_up(self._generation)
         except Exception as error:
             reason = str(error) or type(error).__name__
@@ -151,33 +152,6 @@ class Runtime:
         gc.freeze()
         self._ready = True
         logger.info("ready after %.1f s", time.monotonic() - started)
-
-    def _build(self) -> Generation:
-        settings = self._settings
-        device = resolve_device(settings.devices[0])
-        kind = resolve_kind(settings.models, device)
-        if device == "cpu":
-            # one core stays free for the event loop and the image encoders
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-        models: Models = load_models(
-            kind,
-            settings.base_model,
-            settings.sprint_model,
-            settings.base_revision,
-            settings.sprint_revision,
-            device,
-        )
-        safety = load_safety_model(settings.safety_model, kind, device)
-        engine = Engine(
-            models,
-            safety=safety,
-            nsfw_threshold=settings.nsfw_threshold,
-            max_queue=settings.max_queue,
-            downstream=self._encoder,
-        )
-        engine.start()
-        names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models.checkpoints.items()}
-        return Generation(engine, self._encoder, self._storage, settings, names)
 
     async def _warm_up(self, generation: Generation) -> None:
         """An image on each endpoint, all the way through but the storage, which was checked."""
@@ -224,3 +198,35 @@ class Runtime:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> Generation:
+    """Everything that a request goes through, its models loaded and its engine started. Blocks.
+
+    Raises:
+    ModelLoadError: a checkpoint cannot be used.
+    """
+    device = resolve_device(settings.devices[0])
+    kind = resolve_kind(settings.models, device)
+    if device == "cpu":
+        # one core stays free for the event loop and the image encoders
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    models: Models = load_models(
+        kind,
+        settings.base_model,
+        settings.sprint_model,
+        settings.base_revision,
+        settings.sprint_revision,
+        device,
+    )
+    safety = load_safety_model(settings.safety_model, kind, device)
+    engine = Engine(
+        models,
+        safety=safety,
+        nsfw_threshold=settings.nsfw_threshold,
+        max_queue=settings.max_queue,
+        downstream=encoder,
+    )
+    engine.start()
+    names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models.checkpoints.items()}
+    return Generation(engine, encoder, storage, settings, names)

@@ -161,6 +161,12 @@ class Settings(BaseModel):
         description="Where webhooks may go: host names such as `hooks.example.com` or `*.example.com` (https, public "
         "addresses only), or trusted origins such as `http://10.0.0.5:9000`. Without it webhooks are refused.",
     )
+    c2pa_cert: Path | None = Field(
+        None,
+        description="PEM file of the certificate chain that signs a C2PA manifest into every image; needs "
+        "`SANA_C2PA_KEY` and the extra `c2pa`.",
+    )
+    c2pa_key: Path | None = Field(None, description="PEM file of that certificate's private key.")
     log_prompts: bool = Field(False, description="Write prompts to the log.")
     log_format: Literal["text", "json"] = Field("text", description="`json` for machines.")
 

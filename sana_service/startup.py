@@ -13,6 +13,7 @@ from types import TracebackType
 from sana_service.http.keys import read_key_digests
 from sana_service.jobs.record import StoreError
 from sana_service.jobs.store import default_url, open_store
+from sana_service.provenance import Signer, SigningError
 from sana_service.settings import Settings, SettingsError, load_settings
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import configure_logging
@@ -49,9 +50,29 @@ def check(settings: Settings) -> Storage:
     except (ValueError, StoreError) as error:
         raise SettingsError(f"SANA_JOBS_URL={jobs_url!r}: {error}") from error
     try:
+        signer = load_signer(settings)
+        if signer is not None:
+            signer.check()
+    except SigningError as error:
+        paths = f"SANA_C2PA_CERT={str(settings.c2pa_cert)!r}, SANA_C2PA_KEY={str(settings.c2pa_key)!r}"
+        raise SettingsError(f"{paths}: {error}") from error
+    try:
         return Storage(settings.storage_url, settings.file_ttl_seconds)
     except (ValueError, StorageError) as error:
         raise SettingsError(f"SANA_STORAGE_URL={settings.storage_url!r}: {error}") from error
+
+
+def load_signer(settings: Settings) -> Signer | None:
+    """What puts C2PA manifests into images; None where the operator wants none.
+
+    Raises:
+        SigningError: certificate and key cannot be used, or one of them is missing.
+    """
+    if settings.c2pa_cert is None and settings.c2pa_key is None:
+        return None
+    if settings.c2pa_cert is None or settings.c2pa_key is None:
+        raise SigningError("certificate and key are needed both")
+    return Signer(settings.c2pa_cert, settings.c2pa_key)
 
 
 def _say_that_the_worker_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -91,7 +91,7 @@ def _jpeg_segments(data: bytes) -> dict[int, list[bytes]]:
 
 def _exif_infotext(data: bytes) -> str:
     """UserComment as A1111 reads it: with piexif."""
-    (app1,) = _jpeg_segments(data)[0xE1]
+    (app1,) = (segment for segment in _jpeg_segments(data)[0xE1] if segment.startswith(b"Exif"))
     comment = piexif.load(app1)["Exif"][piexif.ExifIFD.UserComment]
     text = piexif.helper.UserComment.load(comment)
     assert isinstance(text, str)
@@ -251,10 +251,14 @@ def test_no_metadata_writes_none(output_format: OutputFormat) -> None:
     assert read(data) is None
     assert read_infotext(data) is None
     if output_format == "png":
-        assert {kind for kind, _ in _png_chunks(data)} == {b"IHDR", b"IDAT", b"IEND"}
+        # The digital source type alone, which every picture has.
+        assert {kind for kind, _ in _png_chunks(data)} == {b"IHDR", b"iTXt", b"IDAT", b"IEND"}
+        assert set(_png_texts(data)) == {"XML:com.adobe.xmp"}
     else:
-        # JFIF header, quantisation, frame, Huffman tables: no EXIF (E1) and no comment (FE).
-        assert set(_jpeg_segments(data)) == {0xE0, 0xDB, 0xC0, 0xC4}
+        # JFIF header, XMP, quantisation, frame, Huffman tables: no EXIF and no comment (FE).
+        segments = _jpeg_segments(data)
+        assert set(segments) == {0xE0, 0xE1, 0xDB, 0xC0, 0xC4}
+        assert [segment.partition(b"\0")[0] for segment in segments[0xE1]] == [b"http://ns.adobe.com/xap/1.0/"]
 
 
 def test_reads_a_path_as_well(tmp_path: Path) -> None:
