@@ -121,6 +121,7 @@ def _floor(arguments: argparse.Namespace) -> Floor | None:
 
 
 def _finish(arguments: argparse.Namespace, document: dict[str, Any], api_key: str) -> int:
+    document["provenance"]["command"] = " ".join(["python -m loadtests", *arguments.argv])
     report.write(document, arguments.out, api_key)
     word = report.verdict(document)
     say(f"{word}; report in {arguments.out / 'report.html'}")
@@ -259,6 +260,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say; the exit code."""
     arguments = parser().parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else list(argv)
+    # Locust's page parses them, too, and knows other ones.
+    sys.argv = sys.argv[:1]
     try:
         return _COMMANDS[arguments.command](arguments)
     except scenario.ScenarioError as error:

@@ -30,6 +30,8 @@ KEY_VARIABLE = "SANA_LOAD_API_KEY"
 Judge = Callable[[Record | None, Any], str | None]
 """Asked with each record, and with None now and then; a text ends the run early."""
 
+STOPPED = "the run was stopped on Locust's page"
+
 _LEAD_SECONDS = 0.25
 _DISTRIBUTED_LEAD_SECONDS = 1.5
 _POLL_SECONDS = 0.05
@@ -181,6 +183,9 @@ class Harness:
                 reason = judge(None, session) if judge else None
                 if reason:
                     session.stop(reason)
+                if self._stopped_on_page():
+                    session.stop(STOPPED)
+                    break
             session.give_up()
         finally:
             self._runner.stop()
@@ -212,11 +217,17 @@ class Harness:
                         data.stop_reason = data.stop_reason or values["stop_reason"]
                 if file:
                     file.flush()
+                if self._stopped_on_page():
+                    data.stop_reason = STOPPED
+                    break
                 if time.time() > data.started_at + longest or len(self._runner.clients) < len(clients):
                     data.stop_reason = data.stop_reason or "a load worker is gone"
                     break
         finally:
             self._runner.stop()
+
+    def _stopped_on_page(self) -> bool:
+        return self._runner.state in {"stopping", "stopped", "cleanup"}
 
     def _take_messages(self) -> Iterator[tuple[str, str, Any]]:
         taken, self._messages = self._messages, []

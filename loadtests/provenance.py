@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ def provenance(host: str) -> dict[str, Any]:
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(_ROOT),
-        "command": " ".join(["python -m loadtests", *sys.argv[1:]]),
         "server": {"host": host, "version": _server_version(host)},
         "machine": {
             "system": platform.platform(),

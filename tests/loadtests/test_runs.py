@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,6 +43,27 @@ def test_a_wrong_key_and_a_right_one_that_is_in_no_report(tmp_path):
     assert texts.keys() >= {"result.json", "report.md", "report.html", "test-1.jsonl"}
     assert not [name for name, text in texts.items() if KEY in text]
     assert KEY not in right.said
+
+
+def test_locusts_page_shows_rows_and_its_stop_button_ends_the_run(tmp_path):
+    path = write_scenario(tmp_path, seconds=60, rate=30, request='[[requests]]\nendpoint = "generate"')
+    page = f"http://127.0.0.1:{free_port()}"
+    with queue_server(tmp_path) as server, ThreadPoolExecutor() as threads:
+        arguments = ("run", path, "--host", server.url, "--web-port", page.rpartition(":")[2])
+        running = threads.submit(harness, tmp_path, *arguments, key=KEY)
+        rows: set[str] = set()
+        while {"generate", "sprint"} - rows and not running.done():
+            time.sleep(0.1)
+            with contextlib.suppress(OSError):
+                statistics = urllib.request.urlopen(f"{page}/stats/requests", timeout=5).read().decode()
+                assert KEY not in statistics
+                rows = {row["name"] for row in json.loads(statistics)["stats"] if row["num_requests"]}
+        urllib.request.urlopen(f"{page}/stop", data=b"stop=1", timeout=5).close()
+        done = running.result()
+    assert rows == {"generate", "sprint", "Aggregated"}
+    assert done.code == 1
+    assert "test, run 1: the run was stopped on Locust's page" in done.lines
+    assert done.run()["all"]["answered"] > 0
 
 
 def test_a_server_that_dies_in_the_middle(tmp_path):
