@@ -62,6 +62,10 @@ fuzz: $(VENV)/dev ## run the API fuzzer at length
 bench: $(VENV)/dev ## measure everything for a minute on the bundled model
 	$(BIN)/python -m loadtests suite loadtests/suites/sample.toml --out results/sample --again
 
+.PHONY: bench-engine
+bench-engine: $(VENV)/dev ## compare the engine with the stock pipelines on this CPU
+	$(BIN)/python -m tests.performance.engine
+
 .PHONY: bench-load-gpu
 bench-load-gpu: $(VENV)/dev ## measure the full size on this GPU; again until nothing is left
 	$(BIN)/python -m loadtests suite loadtests/suites/h100.toml --out results/h100 --limit-seconds 540

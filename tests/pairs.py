@@ -93,6 +93,20 @@ class Stock:
         return np.asarray(images)
 
 
+class BundledStock(Stock):
+    """The pipelines of diffusers around the bundled modules."""
+
+    def __init__(self, models: Models) -> None:
+        from diffusers import SanaPipeline, SanaSprintPipeline
+
+        pipelines: dict[str, Any] = {"base": SanaPipeline, "sprint": SanaSprintPipeline}
+        for name, checkpoint in models.checkpoints.items():
+            parts = (checkpoint.vae, checkpoint.transformer, checkpoint.scheduler)
+            pipeline = pipelines[name](models.tokenizer, models.text_encoder, *parts)
+            pipeline.set_progress_bar_config(disable=True)
+            setattr(self, name, pipeline)
+
+
 def quantise(images: np.ndarray) -> np.ndarray:
     """As diffusers' `numpy_to_pil` does."""
     pixels: np.ndarray = (images * 255).round().astype("uint8")

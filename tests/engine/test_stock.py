@@ -19,7 +19,7 @@ from sana_service.engine.engine import Engine
 from sana_service.engine.job import Artifact, Job
 from sana_service.models.checkpoint import Models
 from sana_service.models.load import load_models
-from tests.pairs import Stock, job, pillow_resize, quantise
+from tests.pairs import BundledStock, Stock, job, pillow_resize, quantise
 
 TOLERANCE = 1e-4
 
@@ -89,20 +89,6 @@ def test_pictures_at_bin_sizes_are_the_stock_pipelines(
     np.testing.assert_allclose(pictures, expected, atol=TOLERANCE)
     np.testing.assert_array_equal(artifact.pixels, quantise(pictures))
     assert np.abs(artifact.pixels.astype(int) - quantise(expected)).max() <= 1
-
-
-class BundledStock(Stock):
-    """The pipelines of diffusers around the bundled modules."""
-
-    def __init__(self, models: Models) -> None:
-        from diffusers import SanaPipeline, SanaSprintPipeline
-
-        pipelines: dict[str, Any] = {"base": SanaPipeline, "sprint": SanaSprintPipeline}
-        for name, checkpoint in models.checkpoints.items():
-            parts = (checkpoint.vae, checkpoint.transformer, checkpoint.scheduler)
-            pipeline = pipelines[name](models.tokenizer, models.text_encoder, *parts)
-            pipeline.set_progress_bar_config(disable=True)
-            setattr(self, name, pipeline)
 
 
 @pytest.mark.parametrize(
