@@ -51,12 +51,18 @@ def listening_process(host: str) -> int | None:
     return None
 
 
-def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process and all below it."""
+def family_of(pid: int) -> list[psutil.Process]:
+    """A process and all below it. Reads every process of the machine, so it is asked once for a run."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        return sum(member.memory_info().rss for member in family)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def resident_bytes(family: list[psutil.Process]) -> int | None:
+    """Resident memory of some processes; None when the first of them has ended."""
+    with contextlib.suppress(psutil.Error):
+        return sum(member.memory_info().rss for member in family if member.is_running()) if family else None
     return None
 
 
@@ -114,18 +120,18 @@ class Monitor:
     def begin(self) -> None:
         self._samples = []
         pid = self._pid or listening_process(self._host)
-        self._greenlet = gevent.spawn(self._watch, pid, time.perf_counter())
+        self._greenlet = gevent.spawn(self._watch, family_of(pid) if pid else [], time.perf_counter())
 
     def end(self) -> list[Sample]:
         self._greenlet.kill()
         return self._samples
 
-    def _watch(self, pid: int | None, started: float) -> None:
+    def _watch(self, family: list[psutil.Process], started: float) -> None:
         threads = gevent.get_hub().threadpool
         while True:
-            self._samples.append(threads.spawn(self._look, pid, started).get())
+            self._samples.append(threads.spawn(self._look, family, started).get())
             gevent.sleep(_EVERY_SECONDS)
 
-    def _look(self, pid: int | None, started: float) -> Sample:
+    def _look(self, family: list[psutil.Process], started: float) -> Sample:
         gpu = self._gpus.look() if self._gpus else (None, None, None)
-        return Sample(time.perf_counter() - started, resident_bytes(pid) if pid else None, *gpu)
+        return Sample(time.perf_counter() - started, resident_bytes(family), *gpu)
