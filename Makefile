@@ -35,6 +35,14 @@ help: ## show this list
 .PHONY: install
 install: $(VENV)/run ## install what the service needs
 
+$(BIN)/sana: $(VENV)/run
+	printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -m sana_service "$$@"\n' \
+		'$(CURDIR)' '$(CURDIR)/$(BIN)' > $@
+	chmod +x $@
+
+.PHONY: cli
+cli: $(BIN)/sana ## make the command .venv/bin/sana
+
 .PHONY: serve
 serve: $(VENV)/run ## start the service on PORT (default 3000)
 	BENTOML_CONTAINERIZED=true $(BIN)/bentoml serve service:Sana --port $(PORT)
@@ -42,6 +50,15 @@ serve: $(VENV)/run ## start the service on PORT (default 3000)
 .PHONY: test
 test: $(VENV)/dev ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: browser-tools
+browser-tools: $(VENV)/dev ## get what the tests of the page and of foreign clients need (Debian, root)
+	apt-get install -y chromium nodejs npm redis-server
+	cd tests/clients && npm install --no-audit --no-fund --no-package-lock --ignore-scripts
+
+.PHONY: test-browser
+test-browser: $(VENV)/dev ## run the tests of the page and of foreign clients
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/page tests/clients tests/jobs
 
 .PHONY: lint
 lint: $(VENV)/dev ## check style and types

@@ -116,7 +116,7 @@ def test_a_signed_picture_verifies_and_keeps_everything_else(signer, output_form
     assert manifest is not None
     assert (manifest.valid, manifest.faults) == (True, ())
     assert (manifest.common_name, manifest.issuer) == ("Sana test", "Test Pictures")
-    assert manifest.generator.startswith("sana-service ")
+    assert str(manifest.generator).startswith("sana-service ")
     assert manifest.source_type == DIGITAL_SOURCE_TYPE
     assert metadata.read(signed) == TOLD
     assert metadata.read_infotext(signed) == metadata.read_infotext(plain.data)
