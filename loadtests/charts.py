@@ -159,11 +159,17 @@ def rates(found: dict[str, Any]) -> str:
     return plot.svg()
 
 
-def stages(rows: dict[str, dict[str, float]]) -> tuple[str, list[str]]:
-    """Mean seconds of each stage, stacked; and the stages in the order of their colours."""
+def stages(rows: dict[str, dict[str, float]]) -> tuple[str, dict[str, str]]:
+    """Mean seconds of each stage, stacked; and the style of each stage. What is no stage of the server is grey."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if not names:
-        return "", []
+        return "", {}
+    ours = [name for name in names if not name.startswith("(")]
+    styles = {name: f"c{(index + 2) % (_COLOURS - 1)}" for index, name in enumerate(ours)}
+    styles |= {
+        name: f"c{_COLOURS - 1} hollow{index}"
+        for index, name in enumerate(each for each in names if each not in styles)
+    }
     longest = max(sum(row.values()) for row in rows.values())
     height = _TOP + 46 * len(rows) + _BOTTOM
     plot = _Plot("Mean time in each stage", longest * 1.12, 1, height)
@@ -173,15 +179,12 @@ def stages(rows: dict[str, dict[str, float]]) -> tuple[str, list[str]]:
         plot.text(_LEFT - 6, top + 18, row, "end")
         for name, seconds in values.items():
             left, right = plot.x(reached), plot.x(reached + seconds)
-            colour = names.index(name) % _COLOURS
-            hollow = " hollow" if name.startswith("(") else ""
-            plot.add(
-                f'<rect class="bar c{colour}{hollow}" x="{left:.1f}" y="{top}" width="{max(right - left - 1, 0):.1f}" '
-                f'height="28"><title>{escape(name)}: {shown_seconds(seconds)}</title></rect>'
-            )
+            place = f'x="{left:.1f}" y="{top}" width="{max(right - left - 1, 0):.1f}" height="28"'
+            tip = f"<title>{escape(name)}: {shown_seconds(seconds)}</title>"
+            plot.add(f'<rect class="bar {styles[name]}" {place}>{tip}</rect>')
             reached += seconds
         plot.text(plot.x(reached) + 5, top + 18, shown_seconds(reached), "start", "note")
-    return plot.svg(), names
+    return plot.svg(), styles
 
 
 def knee(document: dict[str, Any], objective: float | None) -> str:

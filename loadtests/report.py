@@ -147,7 +147,7 @@ def markdown(document: dict[str, Any]) -> str:
         elif part["type"] == "comparison":
             lines += ["| B / A | ratio | 95 % interval | |", "| --- | --- | --- | --- |"]
             lines += [f"| {' | '.join(ratio_cells(row))} |" for row in part["rows"]]
-        else:
+        elif part["type"] == "cold_start":
             lines += ["| start | alive | ready | first picture |", "| --- | --- | --- | --- |"]
             lines += [f"| {' | '.join(start_cells(index, each))} |" for index, each in enumerate(part["starts"])]
         notes = [*failures(part), *invalid(part), *doubts(part)]
@@ -201,8 +201,8 @@ def tiles(document: dict[str, Any]) -> list[dict[str, str]]:
             found.append(_tile(f"B / A, {row['name']}", f"{row['ratio']:.2f}", row["verdict"]))
     if not found and document["parts"] and document["parts"][0]["type"] == "scenario":
         part = document["parts"][0]
-        for row in rows_of(part):
-            found.append(_tile(f"{row}, p50", shown_seconds(mean_of(part, row, *_P50)), "from the intended start"))
+        for row in part["repeats"][0]["endpoints"]:
+            found.append(_tile(f"{row}, p50", shown_seconds(mean_of(part, row, *_P50)), "from the due time"))
             found.append(_tile(f"{row}, p99", shown_seconds(mean_of(part, row, "latency_seconds", "p99")), ""))
     return found[:8]
 
@@ -231,7 +231,7 @@ def plots(part: dict[str, Any]) -> list[dict[str, Any]]:
     objective = part["scenario"]["objective"]
     limits = {name: objective[f"{name}_seconds"] for name in last["endpoints"]}
     endpoints_shown = list(last["curves"])
-    by_stage, names = charts.stages({row: each["stage_seconds"] for row, each in last["endpoints"].items()})
+    by_stage, styles = charts.stages({row: each["stage_seconds"] for row, each in last["endpoints"].items()})
     drawn = [
         _plot("Latency by percentile", charts.percentiles(last["curves"], limits), endpoints_shown),
         _plot(
@@ -239,7 +239,7 @@ def plots(part: dict[str, Any]) -> list[dict[str, Any]]:
             charts.timeline(last["timeline"], last["window_seconds"][0]),
             last["timeline"]["endpoints"],
         ),
-        _plot("Where the time goes", by_stage, names),
+        _plot("Where the time goes", by_stage, styles),
         _plot("Due and answered a second", charts.rates(last["timeline"]), ["due", "answered"], first=2),
         _plot("Batch sizes seen", charts.bars(last["all"]["batch_sizes"], "answers by batch size"), []),
     ]
@@ -254,8 +254,11 @@ def plots(part: dict[str, Any]) -> list[dict[str, Any]]:
     return [plot for plot in drawn if plot["svg"]]
 
 
-def _plot(heading: str, svg: str, legend: list[str], first: int = 0) -> dict[str, Any]:
-    return {"heading": heading, "svg": Markup(svg), "legend": legend, "first": first}
+def _plot(heading: str, svg: str, legend: list[str] | dict[str, str], first: int = 0) -> dict[str, Any]:
+    """A plot with its legend: names, in the order of the colours from the first one on, or with their styles."""
+    if isinstance(legend, list):
+        legend = {name: f"c{index + first}" for index, name in enumerate(legend)}
+    return {"heading": heading, "svg": Markup(svg), "legend": legend}
 
 
 def html(document: dict[str, Any]) -> str:

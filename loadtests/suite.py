@@ -54,16 +54,18 @@ class Place:
 def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
     """Run the parts that have no result yet; the whole document, and the names of the parts that are left.
 
+    A part whose server does not start is in the document as failed, and is run again by the next call.
+
     Raises:
         ScenarioError: the suite is wrong.
-        HarnessError: a server does not start; finished parts keep their results.
     """
     suite = load_suite(path)
     place.folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     if place.floor is None:
         place = replace(place, floor=_measured_floor(suite, place.say))
-    left = []
+    left: list[str] = []
+    failed: list[dict[str, Any]] = []
     for part in suite.parts:
         file = place.folder / f"part-{part.name}.json"
         if not place.again and _finished(file, suite, part):
@@ -74,10 +76,16 @@ def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
             left.append(part.name)
             continue
         place.say(f"part {part.name}: about {part.seconds:.0f} s")
-        done = _run_part(suite, part, place, _capacities(_results(suite, place.folder)))
+        try:
+            done = _run_part(suite, part, place, _capacities(_results(suite, place.folder)))
+        except HarnessError as error:
+            place.say(f"part {part.name}: {error}")
+            failed.append({"type": "failed", "name": part.name, "failures": [str(error)]})
+            continue
         result = {"fingerprint": fingerprint(suite, part), "seconds": time.monotonic() - begun, **done}
         file.write_text(json.dumps(report.hidden(result, place.options.api_key)), encoding="utf-8")
-    return assemble(suite, place.folder, place.options.host), left
+    document = assemble(suite, place.folder, place.options.host)
+    return document | {"parts": document["parts"] + failed}, left
 
 
 def _measured_floor(suite: Suite, say: Say) -> Floor | None:

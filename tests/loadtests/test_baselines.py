@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,3 +49,34 @@ def test_the_references_way_and_the_plain_way_draw_the_same_picture():
         told = getattr(service, name)(context, **BODY, num_inference_steps=steps[name])
         assert list(answer_faults(200, context.response.headers, told, EXPECTED)) == []
         np.testing.assert_array_equal(file_of(told, plain._FOLDER), file_of(answer.json(), reference._FOLDER))
+
+
+def test_random_weights_give_pipelines_that_draw(monkeypatch):
+    """With the bundled architecture in place of the full one, which no test has the memory for."""
+    import torch
+
+    from loadtests.baselines import pipelines
+    from sana_service.models import architecture
+    from sana_service.models.bundled import base_folder, sprint_folder
+
+    def configuration(path: Path) -> dict[str, Any]:
+        values = json.loads(path.read_text())
+        return {name: value for name, value in values.items() if not name.startswith("_")}
+
+    base, sprint = base_folder(), sprint_folder()
+    small = SimpleNamespace(
+        text_encoder=configuration(base / "text_encoder" / "config.json"),
+        vae=configuration(base / "vae" / "config.json"),
+        base=configuration(base / "transformer" / "config.json"),
+        sprint=configuration(sprint / "transformer" / "config.json"),
+        base_scheduler=configuration(base / "scheduler" / "scheduler_config.json"),
+        sprint_scheduler=configuration(sprint / "scheduler" / "scheduler_config.json"),
+    )
+    monkeypatch.setattr(architecture, "FULL_SIZE", small)
+    monkeypatch.setenv("BASELINE_MODELS", "random")
+    pipes, device = pipelines.load()
+    assert device == "cpu"
+    for pipe in pipes.values():
+        steps = {"num_inference_steps": 2, "width": 512, "height": 512}
+        picture = pipe(prompt="a", generator=torch.Generator().manual_seed(0), **steps).images[0]
+        assert picture.size == (512, 512)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -82,3 +83,19 @@ def test_a_slower_server_gives_exit_code_4(tmp_path):
     assert row["verdict"] == "worse"
     if done.code == 4:
         assert "slower" in done.said
+
+
+def test_servers_are_started_by_a_command_and_from_a_commit(tmp_path):
+    path = write_scenario(tmp_path, seconds=0.4, rate=40)
+    serve = f"{sys.executable} -m tests.loadtests.queue_server --port {{port}} --seconds 0.02 --lanes 20"
+    arms = ("--a-command", serve, "--b-commit", "HEAD", "--serve", serve)
+    done = harness(tmp_path, "compare", path, *arms, "--blocks", "1")
+    assert done.code in {0, 3}, done.said
+    (part,) = done.result()["parts"]
+    assert [run["arm"] for run in part["runs"]] == list("ABBA")
+    row = next(row for row in part["rows"] if row["name"] == "sprint p50")
+    assert row["ratio"] == pytest.approx(1.0, rel=0.3)
+    assert part["b"] == "HEAD"
+    unknown = harness(tmp_path, "compare", path, "--a-command", serve, "--b-commit", "no-such-commit", "--blocks", "1")
+    assert unknown.code == 1
+    assert unknown.lines == ["git worktree add: fatal: invalid reference: no-such-commit"]

@@ -39,6 +39,17 @@ changes = {{ starts = 1, command = "{python} -m tests.loadtests.queue_server --p
 """
 
 
+def test_a_server_that_does_not_start_fails_its_part_alone(tmp_path):
+    path = tmp_path / "suite.toml"
+    text = SUITE.format(python=sys.executable, seconds=50)
+    path.write_text(text.replace("queue_server --port {port} --seconds 0.02", "no_such_server", 1))
+    done = harness(tmp_path, "suite", str(path), "--model", "sana", "--matrix-tflops", "1")
+    assert done.code == 1
+    assert "part first: the server ended with code 1 before /readyz was 200" in done.lines
+    assert "Traceback" not in done.said
+    assert [part["type"] for part in done.result()["parts"]] == ["cold_start", "failed"]
+
+
 def test_a_suite_resumes(tmp_path):
     path = tmp_path / "suite.toml"
     path.write_text(SUITE.format(python=sys.executable, seconds=50))
