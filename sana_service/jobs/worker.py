@@ -163,8 +163,10 @@ class JobWorker:
                     return
         except StoreError as error:
             logger.warning("the job store does not answer: %s", error)
+        # Not `wait_for`: up to Python 3.11 it loses a cancellation that comes together with the event.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS)
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._wake.wait()
 
     def _start(self, record: JobRecord) -> None:
         task = asyncio.create_task(self._work(record))
