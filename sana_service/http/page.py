@@ -51,8 +51,8 @@ _HEADERS = {
 # What the bundled model can draw; the full checkpoints draw anything, these too.
 _IDEAS = (
     "a red circle on a blue background",
-    "two small green triangles and a yellow square",
     "a large purple star on a white background",
+    "a small yellow square on a green background",
 )
 
 
