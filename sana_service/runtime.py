@@ -28,7 +28,7 @@ from sana_service.generation import Extras, Generation
 from sana_service.images import Encoder
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
-from sana_service.models.load import Models, load_models, resolve_device, resolve_kind
+from sana_service.models.load import load_models, resolve_devices, resolve_kind
 from sana_service.safety import load_safety_model
 from sana_service.startup import load_signer
 from sana_service.storage import Storage, StorageError
@@ -154,14 +154,16 @@ class Runtime:
         logger.info("ready after %.1f s", time.monotonic() - started)
 
     async def _warm_up(self, generation: Generation) -> None:
-        """An image on each endpoint, all the way through but the storage, which was checked."""
+        """An image on each endpoint and device, all the way through but the storage, which was checked."""
         size = {"image_size": "square_hd", "num_inference_steps": 2, "sync_mode": True}
         requests: list[tuple[ModelName, BaseInput]] = [
             ("base", TextToImageInput.model_validate({"prompt": _WARM_UP_PROMPT, **size})),
             ("sprint", SprintInput.model_validate({"prompt": _WARM_UP_PROMPT, **size})),
         ]
         for model, request in requests:
-            await generation.run(model, request, base_url="")
+            # As many at once as there are devices: each job goes to the device with the least to do.
+            devices = range(generation.engine.devices)
+            await asyncio.gather(*(generation.run(model, request, base_url="") for _ in devices))
 
     async def _sweep(self) -> None:
         while True:
@@ -204,29 +206,31 @@ def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> 
     """Everything that a request goes through, its models loaded and its engine started. Blocks.
 
     Raises:
-    ModelLoadError: a checkpoint cannot be used.
+        ModelLoadError: a checkpoint cannot be used.
     """
-    device = resolve_device(settings.devices[0])
-    kind = resolve_kind(settings.models, device)
-    if device == "cpu":
+    devices = resolve_devices(settings.devices)
+    kind = resolve_kind(settings.models, devices[0])
+    if devices == ["cpu"]:
         # one core stays free for the event loop and the image encoders
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-    models: Models = load_models(
-        kind,
-        settings.base_model,
-        settings.sprint_model,
-        settings.base_revision,
-        settings.sprint_revision,
-        device,
-    )
-    safety = load_safety_model(settings.safety_model, kind, device)
+    models = [
+        load_models(
+            kind,
+            settings.base_model,
+            settings.sprint_model,
+            settings.base_revision,
+            settings.sprint_revision,
+            device,
+        )
+        for device in devices
+    ]
     engine = Engine(
         models,
-        safety=safety,
+        safety=[load_safety_model(settings.safety_model, kind, device) for device in devices],
         nsfw_threshold=settings.nsfw_threshold,
         max_queue=settings.max_queue,
         downstream=encoder,
     )
     engine.start()
-    names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models.checkpoints.items()}
+    names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models[0].checkpoints.items()}
     return Generation(engine, encoder, storage, settings, names)

@@ -62,8 +62,6 @@ def _devices(value: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError("must be auto, cpu, or a list such as cuda:0,cuda:1")
     if len(set(value)) != len(value):
         raise ValueError("must name each device once")
-    if len(value) > 1:
-        raise ValueError("must name one device; several devices are not supported in this version")
     return value
 
 
@@ -94,7 +92,8 @@ class Settings(BaseModel):
     sprint_revision: str = Field("main", description="Branch, tag or commit of the sprint repository.")
     devices: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_devices)] = Field(
         ("auto",),
-        description="`cpu` or a device such as `cuda:0`; `auto` takes the first CUDA device, else the CPU.",
+        description="`cpu`, or a list such as `cuda:0,cuda:1`: one queue, and an engine loop for each device; `auto` "
+        "takes all CUDA devices, else the CPU.",
     )
     storage_url: str = Field(
         default_factory=_default_storage_url,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -23,6 +23,9 @@ from sana_service.engine.job import Artifact, Job
 from sana_service.models.names import ModelName
 
 MIN_RETRY_AFTER_SECONDS = 1.0
+
+_SWEEP_SECONDS = 0.02
+"""How often the loops look for waiting jobs that are of no more use."""
 
 
 class JobFuture(Future[Artifact]):
@@ -47,6 +50,7 @@ class Ticket:
     Args:
         rows_left: transformer rows still to run, for predictions.
         images_left: images still to decode and finish, likewise.
+        moved: whether its first device was lost.
     """
 
     job: Job
@@ -55,12 +59,20 @@ class Ticket:
     started_at: float = 0.0
     rows_left: int = field(init=False)
     images_left: int = field(init=False)
+    moved: bool = False
 
     def __post_init__(self) -> None:
+        self._once = threading.Lock()
+        self._begin()
+
+    def restart(self) -> None:
+        """Begin anew, from nothing."""
+        self.moved = True
+        self._begin()
+
+    def _begin(self) -> None:
         self.rows_left = row_count(self.job)
         self.images_left = len(self.job.seeds)
-
-        self._once = threading.Lock()
 
     @property
     def ended(self) -> bool:
@@ -97,12 +109,38 @@ class Downstream(Protocol):
         """Predicted time until a job that came now would have its turn."""
 
 
+@dataclass(eq=False)
+class _Desk:
+    """One loop's end of the queue: who sits there, and how the loop is woken."""
+
+    wake: threading.Condition
+    tickets: dict[Ticket, float] = field(default_factory=dict)
+    images: Counter[ModelName] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def load(self) -> tuple[float, int]:
+        """Predicted seconds of what was taken, and its images for as long as nothing can be predicted."""
+        return self.seconds, self.images.total()
+
+    def seat(self, ticket: Ticket, seconds: float) -> None:
+        self.tickets[ticket] = seconds
+        self.images[ticket.job.model] += len(ticket.job.seeds)
+        self.seconds += seconds
+
+    def leave(self, ticket: Ticket) -> None:
+        if ticket in self.tickets:
+            seconds = self.tickets.pop(ticket)
+            self.images[ticket.job.model] -= len(ticket.job.seeds)
+            self.seconds = self.seconds - seconds if self.tickets else 0.0
+
+
 class JobQueue:
-    """Admits jobs and hands them out.
+    """Admits jobs and hands them out, each to the device loop that will be done first.
 
     Args:
         max_queue: jobs that may wait; those that have a seat on a device do not count.
-        loops: how many device loops take from here.
+        loops: how many device loops take from here; they are numbered from 0.
         seats: images of each model that may be on one device.
         costs: predicts service times.
         downstream: what comes after the engine, if anything that can be congested.
@@ -117,13 +155,15 @@ class JobQueue:
         downstream: Downstream | None = None,
     ) -> None:
         self._max_queue = max_queue
-        self._loops = loops
         self._seats = dict(seats)
         self._costs = costs
         self._downstream = downstream
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._emptied = threading.Condition(self._lock)
+        self._desks = {number: _Desk(threading.Condition(self._lock)) for number in range(loops)}
+        self._open_desks = dict(self._desks)
         self._waiting: dict[ModelName, deque[Ticket]] = {model: deque() for model in seats}
-        self._running: dict[Ticket, int] = {}
+        self._swept_at = 0.0
         self._refusal: str | None = "the engine has not started"
 
     @property
@@ -132,11 +172,11 @@ class JobQueue:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return sum(len(desk.tickets) for desk in self._desks.values())
 
     def position(self, job: Job) -> int | None:
         """Jobs of its endpoint that wait before this one; None where it does not wait."""
-        with self._changed:
+        with self._lock:
             return next((i for i, ticket in enumerate(self._waiting[job.model]) if ticket.job is job), None)
 
     @property
@@ -145,14 +185,14 @@ class JobQueue:
 
     def open(self) -> None:
         """Take jobs from now on."""
-        with self._changed:
+        with self._lock:
             self._refusal = None
 
     def close(self, why: str) -> None:
         """Take no more jobs; those here are still handed out."""
-        with self._changed:
+        with self._lock:
             self._refusal = why
-            self._changed.notify_all()
+            self._wake_all()
 
     def put(self, job: Job) -> JobFuture:
         """Admit a job.
@@ -162,41 +202,81 @@ class JobQueue:
             QueueFull: no room, or (`DeadlineOutOfReach`) the jobs before it take longer than its
                 deadline allows.
         """
-        self.sweep()
-        with self._changed:
+        try:
+            return self._put(job)
+        except QueueFull:
+            self.sweep(at_once=True)
+            return self._put(job)
+
+    def _put(self, job: Job) -> JobFuture:
+        with self._lock:
             if self._refusal is not None:
                 raise NotReady(self._refusal)
             self._require_room(job)
             ticket = Ticket(job, JobFuture(job), time.monotonic())
             self._waiting[job.model].append(ticket)
-            self._changed.notify_all()
+            self._wake_takers()
         return ticket.future
 
     def take(self, loop: int) -> Ticket | None:
-        """The next job that a loop has seats for, waiting for one; None once the queue is closed and empty."""
-        with self._changed:
-            while True:
-                ready = [lane[0] for lane in self._waiting.values() if lane and self._fits(lane[0].job, loop)]
+        """The next job for a loop, waiting for one; None once the queue is closed and empty, or the loop retired."""
+        with self._lock:
+            while loop in self._open_desks:
+                ready = [lane[0] for lane in self._waiting.values() if lane and self._desk_for(lane[0].job) == loop]
                 if ready:
                     ticket = min(ready, key=lambda ticket: ticket.submitted_at)
                     self._waiting[ticket.job.model].popleft()
                     ticket.started_at = time.monotonic()
-                    self._running[ticket] = loop
+                    self._desks[loop].seat(ticket, self._costs.predict(ticket.job))
+                    self._wake_takers()
                     return ticket
-                if self._refusal is not None and not self.waiting:
+                # A job that runs elsewhere may yet be given back for this loop to take.
+                if self._refusal is not None and not self.waiting and self.running == len(self._desks[loop].tickets):
                     return None
-                self._changed.wait()
+                self._desks[loop].wake.wait()
+            return None
 
     def done(self, ticket: Ticket) -> None:
         """The job has left its loop."""
-        with self._changed:
-            self._running.pop(ticket, None)
-            self._changed.notify_all()
+        with self._lock:
+            self._leave_desk(ticket)
+            if self._refusal is not None and not self.waiting and not self.running:
+                self._wake_all()
+            else:
+                self._wake_takers()
 
-    def sweep(self) -> None:
-        """End the waiting jobs that were cancelled or expired, so that they hold no room."""
+    def retire(self, loop: int) -> bool:
+        """A loop's device is lost: nothing more goes there. False where it was the last; then all waiting jobs end."""
+        with self._lock:
+            self._open_desks.pop(loop, None)
+            self._wake_all()
+        if not self._open_desks:
+            self.abandon("the device is lost")
+        return bool(self._open_desks)
+
+    def give_back(self, ticket: Ticket) -> bool:
+        """A job of a lost device begins anew on another one, before those that wait. Once only: False then."""
+        with self._lock:
+            if ticket.moved or not self._open_desks:
+                return False
+            self._leave_desk(ticket)
+            ticket.restart()
+            self._waiting[ticket.job.model].appendleft(ticket)
+            self._wake_takers()
+        return True
+
+    def sweep(self, *, at_once: bool = False) -> None:
+        """End the waiting jobs that were cancelled or expired, so that they hold no room.
+
+        Args:
+            at_once: also where that was done a moment ago.
+        """
+        now = time.monotonic()
+        if not at_once and now < self._swept_at + _SWEEP_SECONDS:
+            return
         dead: list[tuple[Ticket, Exception]] = []
-        with self._changed:
+        with self._lock:
+            self._swept_at = now
             for ticket in tuple(self._tickets()):
                 try:
                     ticket.require_alive()
@@ -204,42 +284,65 @@ class JobQueue:
                     self._waiting[ticket.job.model].remove(ticket)
                     dead.append((ticket, error))
             if dead:
-                self._changed.notify_all()
+                self._wake_all()
         for ticket, reason in dead:
             ticket.end(reason)
 
     def abandon(self, why: str) -> None:
         """Close, and end every waiting job with `NotReady`."""
-        self.close(why)
-        with self._changed:
+        with self._lock:
+            self._refusal = why
             abandoned = tuple(self._tickets())
             for lane in self._waiting.values():
                 lane.clear()
-            self._changed.notify_all()
+            self._wake_all()
         for ticket in abandoned:
             ticket.end(NotReady(why))
 
     def wait_empty(self, timeout_seconds: float) -> bool:
         """Wait until nothing waits or runs; False where that took too long."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self.waiting and not self._running, timeout_seconds)
+        with self._lock:
+            return self._emptied.wait_for(lambda: not self.waiting and not self.running, timeout_seconds)
 
     def predicted_wait(self, model: ModelName) -> float:
         """Seconds until a job of a model that came now would be the first of its endpoint."""
-        with self._changed:
+        with self._lock:
             return self._predicted_wait(model)
 
     def _tickets(self) -> Iterator[Ticket]:
         for lane in self._waiting.values():
             yield from lane
 
-    def _fits(self, job: Job, loop: int, more: int = 0) -> bool:
+    def _running(self) -> Iterator[Ticket]:
+        for desk in self._desks.values():
+            yield from desk.tickets
+
+    def _leave_desk(self, ticket: Ticket) -> None:
+        for desk in self._desks.values():
+            desk.leave(ticket)
+
+    def _wake_takers(self) -> None:
+        """Wake the loops that the next jobs are for, and no others."""
+        for lane in self._waiting.values():
+            number = self._desk_for(lane[0].job) if lane else None
+            if number is not None:
+                self._desks[number].wake.notify()
+        if not self.waiting and not self.running:
+            self._emptied.notify_all()
+
+    def _wake_all(self) -> None:
+        for desk in self._desks.values():
+            desk.wake.notify()
+        self._emptied.notify_all()
+
+    def _desk_for(self, job: Job) -> int | None:
+        """The loop with seats for a job that has the least to do."""
+        free = [number for number, desk in self._open_desks.items() if self._fits(job, desk)]
+        return min(free, key=lambda number: self._desks[number].load, default=None)
+
+    def _fits(self, job: Job, desk: _Desk, more: int = 0) -> bool:
         """Whether a loop has seats for a job, and for `more` images besides. A job alone always fits."""
-        taken = more + sum(
-            len(ticket.job.seeds)
-            for ticket, its_loop in self._running.items()
-            if its_loop == loop and ticket.job.model == job.model
-        )
+        taken = more + desk.images[job.model]
         return taken == 0 or taken + len(job.seeds) <= self._seats[job.model]
 
     def _blocked(self, model: ModelName, newcomer: Job | None = None) -> int:
@@ -247,12 +350,13 @@ class JobQueue:
         jobs = [ticket.job for ticket in self._waiting[model]]
         if newcomer is not None:
             jobs.append(newcomer)
-        more = [0] * self._loops
+        more = dict.fromkeys(self._open_desks, 0)
         for position, one in enumerate(jobs):
-            loop = next((loop for loop in range(self._loops) if self._fits(one, loop, more[loop])), None)
-            if loop is None:
+            desks = self._open_desks.items()
+            number = next((number for number, desk in desks if self._fits(one, desk, more[number])), None)
+            if number is None:
                 return len(jobs) - position
-            more[loop] += len(one.seeds)
+            more[number] += len(one.seeds)
         return 0
 
     def _require_room(self, job: Job) -> None:
@@ -273,7 +377,7 @@ class JobQueue:
 
     def _next_seat(self) -> float:
         """Seconds until the first job on a device is expected to leave it."""
-        return min((self._left(ticket) for ticket in self._running), default=0.0)
+        return min((self._left(ticket) for ticket in self._running()), default=0.0)
 
     def _left(self, ticket: Ticket) -> float:
         # A cancelled job leaves the device within a step.
@@ -286,9 +390,9 @@ class JobQueue:
         """The stages overlap, so the busier one counts; a device's time is shared evenly between the endpoints."""
         denoise = dict.fromkeys(self._waiting, 0.0)
         finish = 0.0
-        for ticket in (*self._running, *self._tickets()):
+        for ticket in (*self._running(), *self._tickets()):
             if not ticket.job.cancelled:
                 denoise[ticket.job.model] += self._costs.denoise(ticket.job.model, ticket.rows_left)
                 finish += self._costs.finish(ticket.job.model, ticket.images_left)
-        own = denoise.pop(model)
-        return max((own + min(own, sum(denoise.values()))) / self._loops, finish / self._loops, self._backlog())
+        own, loops = denoise.pop(model), max(1, len(self._open_desks))
+        return max((own + min(own, sum(denoise.values()))) / loops, finish / loops, self._backlog())

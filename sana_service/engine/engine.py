@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """One queue and a loop per device; here one device.
+    """One queue and a loop per device.
 
     Every accepted job's future ends exactly once, with an artifact or an error. All methods are safe
     for threads and return at once, but for `drain` and `stop`.
 
     Args:
-        models: loaded on the device that the engine is to use.
-        safety: classifies pictures; None leaves every picture unflagged.
+        models: one set, or one for each device that the engine is to use.
+        safety: classifies pictures, one or one for each device; None leaves every picture unflagged.
         nsfw_threshold: probability strictly above which a picture becomes black.
         max_queue: jobs that may wait, besides those that have a seat on the device.
         limits: how much may be on the device; by default what suits it.
@@ -38,19 +39,22 @@ class Engine:
 
     def __init__(
         self,
-        models: Models,
+        models: Models | Sequence[Models],
         *,
-        safety: SafetyModel | None,
+        safety: SafetyModel | Sequence[SafetyModel | None] | None,
         nsfw_threshold: float,
         max_queue: int,
         limits: Limits | None = None,
         downstream: Downstream | None = None,
     ) -> None:
-        costs = Costs()
-        limits = limits or default_limits(models)
-        self._queue = JobQueue(max_queue, 1, limits.seats, costs, downstream)
-        stages = Stages(models, safety, nsfw_threshold)
-        self._loops = [DeviceLoop(0, stages, self._queue, costs, limits.batch_cells)]
+        sets = models if isinstance(models, Sequence) else [models]
+        safeties = safety if isinstance(safety, Sequence) else [safety] * len(sets)
+        costs, limits = Costs(), limits or default_limits(sets[0])
+        self._queue = JobQueue(max_queue, len(sets), limits.seats, costs, downstream)
+        self._loops = [
+            DeviceLoop(number, Stages(one, its_safety, nsfw_threshold), self._queue, costs, limits.batch_cells)
+            for number, (one, its_safety) in enumerate(zip(sets, safeties, strict=True))
+        ]
 
     def start(self) -> None:
         """Start the device loops and take jobs. Once only."""
@@ -92,8 +96,18 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """False once a device failed for good: only a new process helps."""
-        return not any(loop.lost for loop in self._loops)
+        """False once every device failed for good: only a new process helps."""
+        return not all(loop.lost for loop in self._loops)
+
+    @property
+    def devices(self) -> int:
+        """Devices that the engine was given."""
+        return len(self._loops)
+
+    @property
+    def devices_lost(self) -> int:
+        """Devices that failed for good and are of no more use to this process."""
+        return sum(loop.lost for loop in self._loops)
 
     def drain(self, timeout_seconds: float) -> bool:
         """Take no more jobs and wait for those accepted; False where some were left at the timeout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,8 +47,18 @@ class Flight:
         self.flagged = [False] * len(job.seeds)
         self.previewed_steps = preview_steps(job.num_inference_steps, job.observer.previews) if job.observer else ()
         self.timings["queue"] = 0.0
+        self._left = threading.Lock()
         self._idle_since: float | None = self.ticket.submitted_at
         self._began = self.ticket.submitted_at
+
+    @property
+    def gone(self) -> bool:
+        """Whether the job has left this device: it has ended, or another device begins it anew."""
+        return self._left.locked()
+
+    def leave(self) -> bool:
+        """Leave this device; True for the one who may say how."""
+        return self._left.acquire(blocking=False)
 
     @property
     def job(self) -> Job:

@@ -4,7 +4,7 @@
 
 Different jobs are in different stages at the same time; a job's images are decoded and finished one by one. No
 exception ends a thread. A device that answers every call with an error from then on (CUDA's sticky errors) is `lost`:
-the process cannot recover by itself, so the loop takes no more jobs.
+the process cannot recover it, so the loop takes no more jobs, and those it has begin anew on another device, if any.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sana_service.engine.admission import JobQueue
 from sana_service.engine.batcher import Batcher
 from sana_service.engine.costs import Costs
 from sana_service.engine.denoise import DenoiseRow
-from sana_service.engine.errors import EngineError, NotReady, OutOfDeviceMemory
+from sana_service.engine.errors import DeadlineExceeded, EngineError, JobCancelled, NotReady, OutOfDeviceMemory
 from sana_service.engine.faults import answers, forget_locals, is_out_of_memory
 from sana_service.engine.flight import Flight, Shot
 from sana_service.engine.gate import MemoryGate
@@ -164,7 +164,7 @@ class DeviceLoop:
                 self._check(flight)
             except EngineError as error:
                 self._fail(flight, error)
-        self._batcher.keep(lambda row: not row.flight.ticket.ended)
+        self._batcher.keep(lambda row: not row.flight.gone)
 
     def _step(self, rows: list[DenoiseRow]) -> None:
         """Advance a batch by one step."""
@@ -194,7 +194,7 @@ class DeviceLoop:
             self._stages.release_memory()
         middle = len(rows) // 2
         for half in (rows[:middle], rows[middle:]):
-            if alive := [row for row in half if not row.flight.ticket.ended]:
+            if alive := [row for row in half if not row.flight.gone]:
                 self._step(alive)
 
     def _stepped(self, row: DenoiseRow) -> None:
@@ -220,7 +220,7 @@ class DeviceLoop:
     def _decode(self) -> None:
         while (shot := self._shots.get()) is not None:
             self._queue.sweep()
-            if shot.flight.ticket.ended:
+            if shot.flight.gone:
                 continue
             try:
                 self._check(shot.flight)
@@ -258,7 +258,7 @@ class DeviceLoop:
                 self._costs.observe_image(flight.job.model, decode_seconds + safety_seconds + resize_seconds)
                 flight.ticket.images_left -= 1
                 if not flight.ticket.images_left:
-                    self._end(flight, flight.artifact())
+                    self._complete(flight)
             del decoded, shot, image, flight
 
     # ---- all stages
@@ -295,13 +295,20 @@ class DeviceLoop:
         raise AssertionError("unreachable")
 
     def _fail(self, flight: Flight, error: BaseException) -> None:
-        """End a job with an error; what the client is told may differ from it."""
-        self._end(flight, self._translate(error))
+        """End a job with an error, which may be told differently; or let another device begin it anew."""
+        told = self._translate(error)
+        innocent = self.lost and not isinstance(told, JobCancelled | DeadlineExceeded)
+        if flight.leave() and not (innocent and self._queue.give_back(flight.ticket)):
+            self._close(flight, told)
 
-    def _end(self, flight: Flight, outcome: Artifact | BaseException) -> None:
-        if flight.ticket.end(outcome):
-            # After the future, so that an empty queue means that every future has ended.
-            self._queue.done(flight.ticket)
+    def _complete(self, flight: Flight) -> None:
+        if flight.leave():
+            self._close(flight, flight.artifact())
+
+    def _close(self, flight: Flight, outcome: Artifact | BaseException) -> None:
+        flight.ticket.end(outcome)
+        # After the future, so that an empty queue means that every future has ended.
+        self._queue.done(flight.ticket)
 
     def _translate(self, error: BaseException) -> BaseException:
         """What the client is told instead of `error`; frees what the failed job held on the device."""
@@ -320,8 +327,9 @@ class DeviceLoop:
         """Whether the device is of no more use; said once, and no more jobs are taken."""
         suspicious = isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
         if not self.lost and suspicious and not answers(self._stages.device):
-            self.lost = True
             reason = str(error).partition("\n")[0]
             _LOG.critical("%s is lost until the process restarts: %s", self._stages.device, reason)
-            self._queue.abandon("the device is lost")
+            # First, or a job that is given back could be taken here again.
+            self._queue.retire(self._number)
+            self.lost = True
         return self.lost

@@ -20,20 +20,22 @@ from sana_service.models.checkpoint import Checkpoint, ModelLoadError, Models
 from sana_service.models.layout import Component, Layout, read_layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from sana_service.models.checkpoint import AutoencoderDC, Tokenizer
     from sana_service.models.names import ModelName
 
-__all__ = ["Kind", "ModelLoadError", "Models", "load_models", "resolve_device", "resolve_kind"]
+__all__ = ["Kind", "ModelLoadError", "Models", "load_models", "resolve_devices", "resolve_kind"]
 
 Kind = Literal["hub", "bundled", "random"]
 
 _LOG = logging.getLogger("sana.models")
 
 
-def resolve_device(device: str) -> str:
-    """The device that "auto" stands for: the first CUDA device, or the CPU where there is none.
+def resolve_devices(names: Sequence[str]) -> list[str]:
+    """The devices of a list, or those that "auto" stands for: all CUDA devices, or the CPU where there is none.
 
     Raises:
         ModelLoadError: a CUDA device is named that this machine does not have.
@@ -41,11 +43,12 @@ def resolve_device(device: str) -> str:
     import torch
 
     count = torch.cuda.device_count()
-    if device == "auto":
-        return "cuda:0" if count else "cpu"
-    if device.startswith("cuda") and (torch.device(device).index or 0) >= count:
-        raise ModelLoadError(f"SANA_DEVICES={device}: this machine has {count} CUDA devices that torch can use")
-    return device
+    if list(names) == ["auto"]:
+        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    for name in names:
+        if name.startswith("cuda") and (torch.device(name).index or 0) >= count:
+            raise ModelLoadError(f"SANA_DEVICES: this machine has {count} CUDA devices that torch can use, no {name}")
+    return list(names)
 
 
 def resolve_kind(kind: Literal["auto"] | Kind, device: str) -> Kind:

@@ -123,7 +123,7 @@ def test_each_loop_has_its_own_seats():
     first, second = queue.put(job()), queue.put(job())
     with pytest.raises(QueueFull):
         queue.put(job())
-    assert [take(queue, loop).future for loop in (1, 0)] == [first, second]
+    assert [take(queue, loop).future for loop in (0, 1)] == [first, second]
 
 
 def test_a_deadline_that_the_jobs_before_it_use_up_is_refused_at_once():

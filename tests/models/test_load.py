@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sana_service.models.bundled import base_folder, sprint_folder
 from sana_service.models.checkpoint import ModelLoadError, Models
-from sana_service.models.load import load_models, resolve_device, resolve_kind
+from sana_service.models.load import load_models, resolve_devices, resolve_kind
 from tests.pairs import Pair, Stock, write_pair
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -317,8 +317,10 @@ def test_auto_means_the_hub_on_cuda_and_the_package_on_a_cpu(kind, device, expec
 
 def test_devices_are_resolved_against_what_the_machine_has(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [resolve_device(name) for name in ("auto", "cpu", "cuda:1")] == ["cuda:0", "cpu", "cuda:1"]
-    with pytest.raises(ModelLoadError, match="SANA_DEVICES=cuda:2: this machine has 2"):
-        resolve_device("cuda:2")
+    assert resolve_devices(("auto",)) == ["cuda:0", "cuda:1"]
+    assert resolve_devices(("cpu",)) == ["cpu"]
+    assert resolve_devices(("cuda:1", "cuda:0")) == ["cuda:1", "cuda:0"]
+    with pytest.raises(ModelLoadError, match=r"SANA_DEVICES: this machine has 2 CUDA devices .* no cuda:2"):
+        resolve_devices(("cuda:0", "cuda:2"))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert resolve_device("auto") == "cpu"
+    assert resolve_devices(("auto",)) == ["cpu"]

@@ -1,0 +1,112 @@
+"""A device without a model: stages of known duration, so that what is left is the engine's own time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sana_service.engine.admission import JobQueue
+from sana_service.engine.batcher import BatchKey
+from sana_service.engine.bins import Size
+from sana_service.engine.costs import Costs, is_guided
+from sana_service.engine.flight import Flight, Shot
+from sana_service.engine.job import Job
+from sana_service.engine.limits import Limits
+from sana_service.engine.loop import DeviceLoop
+
+LIMITS = Limits(batch_cells={"base": 4 * 1024, "sprint": 8 * 1024}, seats={"base": 10, "sprint": 18})
+
+
+@dataclass(eq=False)
+class Row:
+    """As much of a `DenoiseRow` as the loop looks at."""
+
+    flight: Flight
+    image: int
+    key: BatchKey
+    step: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.flight.job.num_inference_steps
+
+    @property
+    def result(self) -> torch.Tensor:
+        return torch.empty(0)
+
+
+class SimulatedStages:
+    """Stages that wait instead of computing.
+
+    Args:
+        step_seconds: of a batch, whatever is in it.
+        image_seconds: of a decode.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, step_seconds: float = 0.0, image_seconds: float = 0.0) -> None:
+        self.step_seconds = step_seconds
+        self.image_seconds = image_seconds
+        self.steps = 0
+
+    def new_stream(self) -> None:
+        return None
+
+    def synchronize(self) -> None: ...
+
+    def release_memory(self) -> None: ...
+
+    def forget_batch(self) -> None: ...
+
+    def encode_text(self, flight: Flight) -> None: ...
+
+    def resize(self, shot: Shot, image: torch.Tensor) -> None: ...
+
+    def bin_of(self, job: Job) -> Size:
+        return Size(1024, 1024)
+
+    def start_rows(self, flight: Flight) -> list[Row]:
+        key = BatchKey(flight.job.model, 32, 32, is_guided(flight.job))
+        return [Row(flight, image, key) for image in range(len(flight.job.seeds))]
+
+    def step(self, rows: list[Row]) -> None:
+        _wait(self.step_seconds)
+        self.steps += 1
+        for row in rows:
+            row.step += 1
+
+    def decode(self, shot: Shot, *, tiled: bool = False) -> torch.Tensor:
+        _wait(self.image_seconds)
+        return shot.latents
+
+    def flag(self, job: Job, image: torch.Tensor) -> bool:
+        return False
+
+
+def _wait(seconds: float) -> None:
+    if seconds:
+        time.sleep(seconds)
+
+
+class SimulatedEngine:
+    """The engine's queue and loops around simulated devices."""
+
+    def __init__(self, devices: list[SimulatedStages], max_queue: int = 10_000) -> None:
+        costs = Costs()
+        self.queue = JobQueue(max_queue, len(devices), LIMITS.seats, costs)
+        stages: list[Any] = list(devices)
+        self.loops = [DeviceLoop(i, one, self.queue, costs, LIMITS.batch_cells) for i, one in enumerate(stages)]
+
+    def __enter__(self) -> SimulatedEngine:
+        self.queue.open()
+        for loop in self.loops:
+            loop.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.queue.close("the test is over")
+        assert all(loop.join(30) for loop in self.loops)
