@@ -48,7 +48,9 @@ def check(settings: Settings) -> Storage:
         # A Redis server may come up later; a file is made here, so that a wrong path is told now.
         open_store(jobs_url).close()
     except (ValueError, StoreError) as error:
-        raise SettingsError(f"SANA_JOBS_URL={jobs_url!r}: {error}") from error
+        # What stands before an @ may be a password.
+        scheme, _, rest = jobs_url.partition("://")
+        raise SettingsError(f"SANA_JOBS_URL={scheme}://{rest.rpartition('@')[2]}: {error}") from error
     try:
         signer = load_signer(settings)
         if signer is not None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import http.server
 import io
 import json
+import queue
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from PIL import Image
 
 from tests.clients.tls import SecureServer
@@ -116,6 +122,32 @@ socket.getaddrinfo = of_queue
 """
 
 
+CALLED_BACK = """
+import fal_client, json
+url = "http://127.0.0.1:PORT/hook?customer=7"
+handles = [
+    fal_client.submit("fal-ai/sana/sprint", {"prompt": "a", "image_size": "square", "seed": seed}, webhook_url=url)
+    for seed in (1, -1)
+]
+print(json.dumps({"ids": [handle.request_id for handle in handles]}))
+"""
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """A customer's server."""
+
+    calls: ClassVar[queue.Queue[tuple[str, dict[str, str], bytes]]] = queue.Queue()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.calls.put((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def run(script: str, server: SecureServer, queue_host: str | None = None) -> dict[str, Any]:
     environment = server.environment | {
         "FAL_RUN_HOST": server.host,
@@ -136,18 +168,18 @@ def run(script: str, server: SecureServer, queue_host: str | None = None) -> dic
 
 
 def size_of(output: dict[str, Any], server: SecureServer) -> tuple[int, int]:
-    with server.client() as http:
+    with server.client() as client:
         url = output["images"][0]["url"].replace("https://queue.", "https://")
-        return Image.open(io.BytesIO(http.get(url).content)).size
+        return Image.open(io.BytesIO(client.get(url).content)).size
 
 
 def test_the_version_is_the_one_that_is_documented():
     assert version("fal-client") == "1.0.3"
 
 
-@pytest.mark.parametrize("queue", ["a path", "a host"])
-def test_the_synchronous_client(fal_server, queue):
-    host = {"a path": None, "a host": f"queue.{fal_server.host}"}[queue]
+@pytest.mark.parametrize("reached_by", ["a path", "a host"])
+def test_the_synchronous_client(fal_server, reached_by):
+    host = {"a path": None, "a host": f"queue.{fal_server.host}"}[reached_by]
     answer = run(SYNCHRONOUS, fal_server, host)
     assert answer["subscribed"]["images"][0]["url"].startswith(f"https://{host or fal_server.host}/files/")
     assert size_of(answer["ran"], fal_server) == size_of(answer["subscribed"], fal_server) == (512, 512)
@@ -184,3 +216,27 @@ def test_errors_surface_where_the_client_looks_for_them(fal_server):
     assert store[0] == 400
     assert key[0] == 401
     assert hasty[:2] == [504, "request_timeout"]
+
+
+def test_webhooks_reach_the_allowed_host_and_are_signed(fal_server, webhook_port):
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", webhook_port), Receiver)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    try:
+        ids = run(CALLED_BACK.replace("PORT", str(webhook_port)), fal_server)["ids"]
+        calls = [Receiver.calls.get(timeout=30) for _ in ids]
+    finally:
+        listener.shutdown()
+        listener.server_close()
+    with fal_server.client() as http_client:
+        [key] = http_client.get("/.well-known/jwks.json").json()["keys"]
+    public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"] + "="))
+    told = {}
+    for path, headers, body in calls:
+        assert path == "/hook?customer=7"
+        signed = [headers[f"x-fal-webhook-{part}"] for part in ("request-id", "user-id", "timestamp")]
+        signed.append(hashlib.sha256(body).hexdigest())
+        public.verify(bytes.fromhex(headers["x-fal-webhook-signature"]), "\n".join(signed).encode())
+        told[headers["x-fal-webhook-request-id"]] = json.loads(body)
+    good, bad = (told[job_id] for job_id in ids)
+    assert (good["status"], good["payload"]["seed"]) == ("OK", 1)
+    assert (bad["status"], bad["payload"]["detail"][0]["loc"]) == ("ERROR", ["body", "seed"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,43 +23,9 @@ def job(**changes: object) -> Job:
     return replace(Job(new_job_id(), "base", '{"prompt": "a"}', "http://sana.test", 1000.0), **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    binary = shutil.which("valkey-server") or shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("neither redis-server nor valkey-server is installed (apt-get install redis-server)")
-    port = free_port()
-    folder = tmp_path_factory.mktemp("redis")
-    with subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""],
-        stdout=subprocess.DEVNULL,
-    ) as process:
-        url = f"redis://127.0.0.1:{port}/0"
-        store = open_store(url)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                store.waiting()
-                break
-            except StoreError:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        store.close()
-        yield url
-        process.terminate()
-
-
 @pytest.fixture(params=["sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
-    if request.param == "sqlite":
-        url = f"sqlite://{tmp_path}/jobs/jobs.db"
-    else:
-        import redis
-
-        url = request.getfixturevalue("redis_url")
-        client = redis.Redis.from_url(url)
-        client.flushdb()
-        client.close()
+    url = f"sqlite://{tmp_path}/jobs/jobs.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
     opened = open_store(url)
     yield opened
     opened.close()

@@ -1,3 +1,3 @@
-from tests.clients.conftest import fal_server
+from tests.clients.conftest import fal_server, webhook_port
 
-__all__ = ["fal_server"]
+__all__ = ["fal_server", "webhook_port"]
