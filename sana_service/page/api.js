@@ -1,6 +1,6 @@
 // The queue, as fal's clients speak it: submit, follow, result, cancel. No path leaves this host.
 
-import { config, local } from "./settings.js";
+import { base, config, local } from "./settings.js";
 
 export class ApiError extends Error {
   constructor(status, detail, requestId, retryAfter) {
@@ -20,7 +20,7 @@ function headers(more = {}) {
 async function send(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers: headers(options.headers), cache: "no-store" });
+    answer = await fetch(`${base}${path}`, { ...options, headers: headers(options.headers), cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "The service does not answer. Is it still running?", null, null);

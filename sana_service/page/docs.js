@@ -1,12 +1,11 @@
 // The OpenAPI document as a page, with a form to try each operation. No other host is asked.
 
-import { byId, config, element, local } from "./settings.js";
+import { base, byId, config, element, host, local } from "./settings.js";
 
-const { origin, host } = location;
 byId("fal-run").textContent = `FAL_RUN_HOST=${host}`;
 byId("fal-queue").textContent = `FAL_QUEUE_RUN_HOST=${host}/queue`;
-byId("openai").textContent = `openai.OpenAI(base_url="${origin}/v1")`;
-byId("bentoml").textContent = `bentoml.SyncHTTPClient("${origin}")`;
+byId("openai").textContent = `openai.OpenAI(base_url="${base}/v1")`;
+byId("bentoml").textContent = `bentoml.SyncHTTPClient("${base}")`;
 
 const text = (tag, content, className = "") => element(tag, { textContent: content, className });
 
@@ -81,7 +80,7 @@ function tryOut(document, method, path, operation) {
     out.hidden = false;
     out.textContent = "…";
     const key = local.get("key");
-    const address = parameters.reduce((at, [name, input]) => at.replace(`{${name}}`, encodeURIComponent(input.value)), path);
+    const address = parameters.reduce((at, [name, input]) => at.replace(`{${name}}`, encodeURIComponent(input.value)), `${base}${path}`);
     try {
       const answer = await fetch(address, {
         method: method.toUpperCase(),
@@ -127,7 +126,7 @@ function operationCard(document, method, path, operation) {
 const contents = [["#start", "Start"], ["#clients", "Other services' clients"]];
 
 async function load() {
-  const document_ = await (await fetch("/openapi.json")).json();
+  const document_ = await (await fetch("openapi.json")).json();
   const into = byId("operations");
   into.replaceChildren();
   for (const tag of document_.tags ?? []) {
@@ -150,4 +149,4 @@ function openTarget() {
   if (target?.tagName === "DETAILS") target.open = true;
 }
 window.addEventListener("hashchange", openTarget);
-load().then(openTarget, () => { byId("operations").textContent = `The document could not be read from ${origin}, version ${config.version}.`; });
+load().then(openTarget, () => { byId("operations").textContent = `The document could not be read from ${base}, version ${config.version}.`; });

@@ -2,6 +2,10 @@
 
 export const config = JSON.parse(document.querySelector('meta[name="sana"]').content);
 
+// Where the service is, a proxy's path prefix included; no slash at the end.
+export const base = new URL(".", location.href).href.replace(/\/$/, "");
+export const host = base.replace(/^https?:\/\//, "");
+
 export const PRESETS = {
   square_hd: [1024, 1024, "Square"],
   landscape_4_3: [1024, 768, "4:3"],

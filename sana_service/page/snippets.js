@@ -1,7 +1,7 @@
 // The present settings as a program: one function per language.
 
 import { toJson } from "./api.js";
-import { config, local } from "./settings.js";
+import { base, config, host, local } from "./settings.js";
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const route = (model) => (model === "sprint" ? "/sprint" : "/generate");
@@ -13,7 +13,7 @@ function python(value, indent) {
 }
 
 function curl(model, request) {
-  const lines = [`curl -sS ${location.origin}${route(model)}`, `  -H 'content-type: application/json'`];
+  const lines = [`curl -sS ${base}${route(model)}`, `  -H 'content-type: application/json'`];
   if (keyed()) lines.push(`  -H "authorization: Key $SANA_KEY"`);
   lines.push(`  -d ${quote(toJson(request))}`);
   return lines.join(" \\\n");
@@ -24,7 +24,7 @@ function viaHttpx(model, request) {
   return `${keyed() ? "import os\n\n" : ""}import httpx
 
 answer = httpx.post(
-    "${location.origin}${route(model)}",${headers}
+    "${base}${route(model)}",${headers}
     json=${python(request, 4).replaceAll("\n", "\n    ")},
     timeout=300,
 )
@@ -40,8 +40,8 @@ function viaFal(model, request) {
   return `# pip install fal-client==1.0.3; fal's client speaks https alone, so put TLS in front of the service
 import os
 
-os.environ["FAL_RUN_HOST"] = "${location.host}"
-os.environ["FAL_QUEUE_RUN_HOST"] = "${location.host}/queue"
+os.environ["FAL_RUN_HOST"] = "${host}"
+os.environ["FAL_QUEUE_RUN_HOST"] = "${host}/queue"
 os.environ.setdefault("FAL_KEY", ${keyed() ? "os.environ[\"SANA_KEY\"]" : "\"none\""})
 
 import fal_client
@@ -58,7 +58,7 @@ print(output["images"][0]["url"])
 
 function viaLocust(model, request) {
   const headers = keyed() ? `, headers={"authorization": f"Key {os.environ['SANA_KEY']}"}` : "";
-  return `# locust -f this_file.py --host ${location.origin} --headless --users 4 --run-time 1m
+  return `# locust -f this_file.py --host ${base} --headless --users 4 --run-time 1m
 ${keyed() ? "import os\n\n" : ""}from locust import HttpUser, constant, task
 
 REQUEST = ${python(request, 4)}
