@@ -38,6 +38,7 @@ from sana_service.http.app import wrap
 from sana_service.http.boundary import error_response
 from sana_service.http.disconnect import until_disconnect
 from sana_service.http.routes import FAL_KEY
+from sana_service.metrics import render as render_metrics
 from sana_service.models.names import ModelName
 from sana_service.startup import prepare
 from sana_service.telemetry import get_logger
@@ -83,6 +84,9 @@ class Sana:
 
     async def __is_ready__(self) -> bool:
         return self.runtime.ready
+
+    def __metrics__(self, text: str) -> str:
+        return render_metrics(text)
 
     @bentoml.api(route="/generate", input_spec=TextToImageInput, output_spec=SanaOutput)
     async def generate(self, ctx: bentoml.Context, **params: Any) -> SanaOutput:

@@ -21,13 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sana_service.contract.errors import Unavailable
+from sana_service.contract.answers import units_of
+from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
+from sana_service.contract.fal import StartTimeout
 from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
 from sana_service.engine.engine import Engine
+from sana_service.engine.errors import NotReady
 from sana_service.generation import Extras, Generation
 from sana_service.images import Encoder
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
+from sana_service.metrics import REGISTRY, LiveState, Outcome, count_answer, count_request
 from sana_service.models.load import load_models, resolve_devices, resolve_kind
 from sana_service.safety import load_safety_model
 from sana_service.startup import load_signer
@@ -61,6 +65,7 @@ class Runtime:
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        REGISTRY.register(LiveState(lambda: self.ready, self._engine, self._encoder, settings.max_queue))
         self.jobs = JobService(
             settings,
             open_store(settings.jobs_url or default_url(settings.storage_url)),
@@ -79,6 +84,9 @@ class Runtime:
     def alive(self) -> bool:
         """Whether the process can still recover by itself."""
         return self._generation is None or self._generation.engine.healthy
+
+    def _engine(self) -> Engine | None:
+        return self._generation.engine if self._generation is not None else None
 
     async def start(self) -> None:
         """Begin to load; returns at once."""
@@ -114,11 +122,19 @@ class Runtime:
             ServiceError: the request cannot be served.
         """
         if self._generation is None or not self.ready:
+            count_request(model, "refused")
             raise Unavailable("The service drains." if self._draining else "The models are still loading.")
         self._in_flight += 1
         self._idle.clear()
+        started = time.perf_counter()
         try:
-            return await self._generation.run(model, request, base_url, extras)
+            output = await self._generation.run(model, request, base_url, extras)
+        except BaseException as error:
+            count_request(model, _outcome(error))
+            raise
+        else:
+            count_answer(model, request, output, units_of(request), time.perf_counter() - started)
+            return output
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -200,6 +216,20 @@ class Runtime:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _outcome(error: BaseException) -> Outcome:
+    """How a request ended that was not answered with images."""
+    match error:
+        case asyncio.CancelledError():
+            return "cancelled"
+        case Overloaded():
+            return "refused"
+        case Unavailable() if isinstance(error.__cause__, NotReady):
+            return "refused"
+        case DeadlinePassed() | StartTimeout():
+            return "expired"
+    return "failed"
 
 
 def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> Generation:

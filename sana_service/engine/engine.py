@@ -16,6 +16,7 @@ from sana_service.engine.stages import Stages
 
 if TYPE_CHECKING:
     from sana_service.models.checkpoint import Models
+    from sana_service.models.names import ModelName
     from sana_service.safety import SafetyModel
 
 
@@ -98,6 +99,14 @@ class Engine:
     def healthy(self) -> bool:
         """False once every device failed for good: only a new process helps."""
         return not all(loop.lost for loop in self._loops)
+
+    def predicted_wait(self, model: ModelName) -> float:
+        """Seconds until a job of a model that came now would be the first of its endpoint."""
+        return self._queue.predicted_wait(model)
+
+    def memory_bytes(self) -> dict[str, dict[str, int]]:
+        """Of each CUDA device: what tensors hold (`allocated`), the process holds (`reserved`), and the `peak`."""
+        return {str(loop.device): figures for loop in self._loops if (figures := loop.memory_bytes())}
 
     @property
     def devices(self) -> int:

@@ -29,6 +29,7 @@ from sana_service.engine.faults import answers, forget_locals, is_out_of_memory
 from sana_service.engine.flight import Flight, Shot
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.job import Artifact
+from sana_service.metrics import OUT_OF_MEMORY, Shortage
 
 if TYPE_CHECKING:
     from sana_service.engine.stages import Stages
@@ -78,6 +79,14 @@ class DeviceLoop:
         ]
         self.lost = False
 
+    @property
+    def device(self) -> torch.device:
+        return self._stages.device
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What a CUDA device's tensors hold, and the process; empty on a CPU."""
+        return self._stages.memory_bytes()
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
@@ -107,7 +116,7 @@ class DeviceLoop:
             try:
                 self._check(flight)
                 flight.begins("text")
-                _, seconds = self._on_device(partial(self._stages.encode_text, flight))
+                _, seconds = self._on_device("text", partial(self._stages.encode_text, flight))
                 flight.spent("text", seconds)
                 flight.idles()
             except BaseException as error:
@@ -151,7 +160,7 @@ class DeviceLoop:
             try:
                 self._check(flight)
                 flight.begins("denoise")
-                rows, _ = self._on_device(partial(self._stages.start_rows, flight))
+                rows, _ = self._on_device("denoise", partial(self._stages.start_rows, flight))
                 self._batcher.add(rows)
             except BaseException as error:
                 self._fail(flight, error)
@@ -170,7 +179,7 @@ class DeviceLoop:
         """Advance a batch by one step."""
         key = rows[0].key
         try:
-            _, seconds = self._on_device(partial(self._stages.step, rows), alone_if_short=len(rows) == 1)
+            _, seconds = self._on_device("denoise", partial(self._stages.step, rows), alone_if_short=len(rows) == 1)
         except BaseException as error:
             self._step_failed(rows, error)
             return
@@ -225,11 +234,11 @@ class DeviceLoop:
             try:
                 self._check(shot.flight)
                 if shot.preview is not None:
-                    self._on_device(partial(self._stages.preview, shot))
+                    self._on_device("decode", partial(self._stages.preview, shot))
                 else:
                     shot.flight.begins("decode")
                     in_tiles = partial(self._stages.decode, shot, tiled=True)
-                    image, seconds = self._on_device(partial(self._stages.decode, shot), last_resort=in_tiles)
+                    image, seconds = self._on_device("decode", partial(self._stages.decode, shot), last_resort=in_tiles)
                     shot.flight.spent("decode", seconds)
                     self._decoded.put((shot, image, seconds))
                     del image, in_tiles
@@ -245,12 +254,12 @@ class DeviceLoop:
             try:
                 self._check(flight)
                 flight.begins("safety")
-                flagged, safety_seconds = self._on_device(partial(self._stages.flag, flight.job, image))
+                flagged, safety_seconds = self._on_device("finish", partial(self._stages.flag, flight.job, image))
                 flight.spent("safety", safety_seconds)
                 flight.flagged[shot.image] = flagged
                 self._check(flight)
                 flight.begins("resize")
-                _, resize_seconds = self._on_device(partial(self._stages.resize, shot, image))
+                _, resize_seconds = self._on_device("finish", partial(self._stages.resize, shot, image))
                 flight.spent("resize", resize_seconds)
             except BaseException as error:
                 self._fail(flight, error)
@@ -270,7 +279,12 @@ class DeviceLoop:
         flight.ticket.require_alive()
 
     def _on_device(
-        self, work: Callable[[], T], *, alone_if_short: bool = True, last_resort: Callable[[], T] | None = None
+        self,
+        stage: Shortage,
+        work: Callable[[], T],
+        *,
+        alone_if_short: bool = True,
+        last_resort: Callable[[], T] | None = None,
     ) -> tuple[T, float]:
         """Do a piece of work up to when the device has finished it; its result and the seconds it took.
 
@@ -289,7 +303,10 @@ class DeviceLoop:
                     self._stages.synchronize()
                     return result, time.perf_counter() - started
                 except BaseException as error:
-                    if number == len(attempts) - 1 or not is_out_of_memory(error):
+                    short = is_out_of_memory(error)
+                    if short:
+                        OUT_OF_MEMORY.labels(stage).inc()
+                    if number == len(attempts) - 1 or not short:
                         raise
                     forget_locals(error)
         raise AssertionError("unreachable")

@@ -68,6 +68,16 @@ class Stages:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def memory_bytes(self) -> dict[str, int]:
+        """What a CUDA device's tensors hold, what the process holds, and the peak; empty elsewhere."""
+        if self.device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+            "peak": torch.cuda.max_memory_allocated(self.device),
+        }
+
     def bin_of(self, job: Job) -> Size:
         """The size that a job is drawn at."""
         return nearest_bin(job.width, job.height, self._models.checkpoints[job.model].transformer.config.sample_size)

@@ -1,0 +1,216 @@
+"""What the service counts and measures, for Prometheus: `GET /metrics`, after BentoML's own.
+
+All names, labels and help texts stand here and nowhere else: the table in docs/metrics.md is made of them
+(`python -m sana_service.metrics`), and labels have few, fixed values, so that no client can make them grow. What is a
+fact of the moment (queue, devices) is asked of the engine when somebody looks.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sana_service import __version__
+from sana_service.models.names import ModelName
+
+if TYPE_CHECKING:
+    from sana_service.contract.schemas import BaseInput, Output
+    from sana_service.engine.engine import Engine
+    from sana_service.images import Encoder
+
+Outcome = Literal["completed", "refused", "cancelled", "expired", "failed"]
+"""How a request that passed validation ended: every one does, in exactly one of these ways."""
+
+Shortage = Literal["text", "denoise", "decode", "finish"]
+"""The stage that ran out of device memory."""
+
+MODELS: tuple[ModelName, ...] = get_args(ModelName)
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+STAGES = ("queue", "text", "denoise", "decode", "safety", "resize", "encode", "store")
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_IMAGES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+
+_OURS = re.compile(r"(# (HELP|TYPE) )?sana_")
+
+REGISTRY = CollectorRegistry()
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REQUESTS = Counter(
+    "sana_requests",
+    "Requests that passed validation, by how they ended. Accepted are all but the refused ones.",
+    ["model", "outcome"],
+    registry=REGISTRY,
+)
+REQUEST_SECONDS = Histogram(
+    "sana_request_seconds",
+    "Time from a valid request to its answer, of completed requests.",
+    ["model"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+STAGE_SECONDS = Histogram(
+    "sana_stage_seconds",
+    "Time in each stage, of completed requests, as in Server-Timing.",
+    ["model", "stage"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+BATCH_IMAGES = Histogram(
+    "sana_batch_images",
+    "Images that were denoised together, a mean over a request's steps.",
+    ["model"],
+    buckets=_IMAGES,
+    registry=REGISTRY,
+)
+IMAGES = Counter("sana_images", "Images answered.", ["model", "format"], registry=REGISTRY)
+FLAGGED_IMAGES = Counter("sana_flagged_images", "Images that the safety model blackened.", ["model"], registry=REGISTRY)
+PIXELS = Counter("sana_image_pixels", "Pixels of the images answered.", ["model"], registry=REGISTRY)
+STEPS = Counter(
+    "sana_denoise_steps", "Denoising steps of completed requests, of each image.", ["model"], registry=REGISTRY
+)
+BILLABLE_UNITS = Counter("sana_billable_units", "Sum of the header x-fal-billable-units.", ["model"], registry=REGISTRY)
+OUT_OF_MEMORY = Counter(
+    "sana_out_of_memory",
+    "Times that a stage ran out of device memory, whether or not the request survived it.",
+    ["stage"],
+    registry=REGISTRY,
+)
+
+for _model in MODELS:
+    for _outcome in OUTCOMES:
+        REQUESTS.labels(_model, _outcome)
+    for _stage in STAGES:
+        STAGE_SECONDS.labels(_model, _stage)
+    for _format in ("jpeg", "png"):
+        IMAGES.labels(_model, _format)
+    for _metric in (REQUEST_SECONDS, BATCH_IMAGES, FLAGGED_IMAGES, PIXELS, STEPS, BILLABLE_UNITS):
+        _metric.labels(_model)
+for _shortage in get_args(Shortage):
+    OUT_OF_MEMORY.labels(_shortage)
+
+
+def count_request(model: ModelName, outcome: Outcome) -> None:
+    """A request that passed validation has ended."""
+    REQUESTS.labels(model, outcome).inc()
+
+
+def count_answer(model: ModelName, request: BaseInput, output: Output, units: int, seconds: float) -> None:
+    """What a completed request took and gave."""
+    count_request(model, "completed")
+    REQUEST_SECONDS.labels(model).observe(seconds)
+    for stage, spent in output.timings.items():
+        STAGE_SECONDS.labels(model, stage).observe(spent)
+    BATCH_IMAGES.labels(model).observe(output.batch_images)
+    IMAGES.labels(model, request.output_format).inc(len(output.images))
+    FLAGGED_IMAGES.labels(model).inc(sum(output.has_nsfw_concepts))
+    PIXELS.labels(model).inc(sum(image.width * image.height for image in output.images))
+    STEPS.labels(model).inc(request.num_inference_steps * request.num_images)
+    BILLABLE_UNITS.labels(model).inc(units)
+
+
+class LiveState(Collector):
+    """Gauges that are read when somebody looks; one for the process.
+
+    Args:
+        ready: whether the service takes requests.
+        engine: the engine, or None while the models load.
+        encoder: what its artifacts go through.
+        max_queue: jobs that may wait.
+    """
+
+    def __init__(
+        self, ready: Callable[[], bool], engine: Callable[[], Engine | None], encoder: Encoder, max_queue: int
+    ) -> None:
+        self._ready = ready
+        self._engine = engine
+        self._encoder = encoder
+        self._max_queue = max_queue
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self._engine()
+        yield _gauge("sana_ready", "1 where the service takes requests, as /readyz says.", float(self._ready()))
+        yield _gauge("sana_queue_jobs", "Requests that wait for a device.", float(engine.queued if engine else 0))
+        yield _gauge("sana_queue_capacity_jobs", "Requests that may wait, SANA_MAX_QUEUE.", float(self._max_queue))
+        yield _gauge("sana_running_jobs", "Requests on a device.", float(engine.running if engine else 0))
+        wait = GaugeMetricFamily(
+            "sana_predicted_wait_seconds",
+            "Predicted time until a request that comes now would be the first of its endpoint.",
+            labels=["model"],
+        )
+        for model in MODELS:
+            wait.add_metric([model], engine.predicted_wait(model) if engine else 0.0)
+        yield wait
+        yield _gauge("sana_encoder_waiting_images", "Images that wait to be encoded.", float(self._encoder.waiting))
+        yield _gauge("sana_devices", "Devices that the engine was given.", float(engine.devices if engine else 0))
+        lost = engine.devices_lost if engine else 0
+        yield _gauge("sana_devices_lost", "Devices that failed for good.", float(lost))
+        yield from _memory(engine)
+        info = GaugeMetricFamily("sana_build_info", "1, with what runs.", labels=["version", "python"])
+        info.add_metric([__version__, platform.python_version()], 1.0)
+        yield info
+
+
+def _gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, help_text, value=value)
+
+
+def _memory(engine: Engine | None) -> Iterator[Metric]:
+    """Of CUDA devices; there are none on a CPU."""
+    kinds = {
+        "allocated": "Device memory that tensors hold.",
+        "reserved": "Device memory that the process holds.",
+        "peak": "The most that tensors held since the start.",
+    }
+    families = {
+        kind: GaugeMetricFamily(f"sana_device_memory_{kind}_bytes", text, labels=["device"])
+        for kind, text in kinds.items()
+    }
+    for device, figures in (engine.memory_bytes() if engine else {}).items():
+        for kind, value in figures.items():
+            families[kind].add_metric([device], float(value))
+    yield from families.values()
+
+
+def render(text: str) -> str:
+    """BentoML's metrics and this module's, in Prometheus' text format.
+
+    Args:
+        text: what BentoML has. It collects from files that every counter of the process writes, so this module's are
+            among them, without their help; they are left out there.
+    """
+    others = (line for line in text.splitlines(keepends=True) if not _OURS.match(line))
+    return "".join(others) + generate_latest(REGISTRY).decode()
+
+
+def table() -> str:
+    """All metrics as a Markdown table."""
+    lines = ["| metric | type | labels | what |", "| --- | --- | --- | --- |"]
+    for family in sorted(REGISTRY.collect(), key=lambda family: family.name):
+        labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        shown = ", ".join(f"`{label}`" for label in labels) or _LABELS.get(name, "")
+        lines.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
+_LABELS = {f"sana_device_memory_{kind}_bytes": "`device`" for kind in ("allocated", "reserved", "peak")}
+"""Of metrics that have no sample where the table is made."""
+
+
+def main() -> None:
+    """Print the table, with the live gauges as they are before the models are loaded."""
+    from sana_service.images import Encoder
+
+    REGISTRY.register(LiveState(lambda: False, lambda: None, Encoder(), 0))
+    print(table(), end="")
+
+
+if __name__ == "__main__":
+    main()
