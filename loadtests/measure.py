@@ -59,9 +59,9 @@ def interval(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def latencies(values: Sequence[float]) -> dict[str, Any]:
-    """Count, mean, exact percentiles and the greatest, in seconds."""
+    """Count, mean, exact percentiles and the greatest, in seconds; None for what there is not."""
     if not len(values):
-        return {"count": 0}
+        return {"count": 0, "mean": None, "max": None} | dict.fromkeys(QUANTILES)
     figures: dict[str, Any] = {"count": len(values), "mean": float(np.mean(values)), "max": float(np.max(values))}
     return figures | {name: quantile(values, share) for name, share in QUANTILES.items()}
 

@@ -61,6 +61,17 @@ def test_a_run_without_answers_fails():
     assert judged(load(), [record()], stop_reason="gone")["failures"][0] == "gone"
 
 
+def test_a_run_in_which_everything_failed_has_a_report(tmp_path):
+    found = judged(load(), [record(index, float(index), error="timeout", status=0) for index in range(5)])
+    wanted = load().model_dump(mode="json")
+    part = {"type": "scenario", "name": "a", "scenario": wanted, "floor": None, "repeats": [found]}
+    part["across"] = {"all": {}, "endpoints": {}}
+    machine = {"machine": {"cores": 1, "processor": "p"}, "made_at": "now", "commit": None}
+    report.write({"title": "a", "provenance": machine, "parts": [part]}, tmp_path)
+    assert "5 of 5 requests failed: 5 timeout" in (tmp_path / "report.html").read_text()
+    assert "| sprint | 5 | 5 / 0 | – |" in (tmp_path / "report.md").read_text()
+
+
 def test_a_soak_fails_when_memory_grows():
     def samples(last: int) -> list[Sample]:
         return [

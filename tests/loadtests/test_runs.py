@@ -97,6 +97,7 @@ def test_refusals_need_retry_after(tmp_path):
     assert figures["failed"] == 0
     assert figures["retry_after_seconds"]["max"] == 1.0
     assert rude.code == 1
+    assert (rude.folder / "report.html").exists()
     assert set(rude.run()["all"]["errors"]) == {"status 429"}
 
 
