@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 _SPIN_SECONDS = 0.001
-_SIZES = {"square_hd": (1024, 1024), "square": (512, 512)}
+_SIZES = {"square_hd": (1024, 1024), "square": (512, 512), "landscape_16_9": (1024, 576)}
 
 
 @lru_cache(maxsize=64)
