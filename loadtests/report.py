@@ -21,6 +21,8 @@ from loadtests.provenance import HIDDEN
 SCHEMA = 1
 _TEMPLATE = "report.html.j2"
 _PLUS_MINUS = " ± "
+# Their values are words of the harness, even where the key is such a word.
+_OWN_WORDS = {"type", "kind", "process", "endpoint", "verdict"}
 
 
 def write(document: dict[str, Any], folder: Path, api_key: str = "") -> None:
@@ -35,7 +37,7 @@ def write(document: dict[str, Any], folder: Path, api_key: str = "") -> None:
 def hidden(value: Any, api_key: str) -> Any:
     """The same value with the key taken out of each text, and what JSON cannot hold as None."""
     if isinstance(value, dict):
-        return {name: hidden(each, api_key) for name, each in value.items()}
+        return {name: each if name in _OWN_WORDS else hidden(each, api_key) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [hidden(each, api_key) for each in value]
     if isinstance(value, str):

@@ -169,6 +169,8 @@ def test_the_key_and_what_is_no_json_never_get_into_a_report(tmp_path):
     assert not [name for name, text in texts.items() if "secret" in text]
     assert json.loads(texts["result.json"])["parts"][0]["rate"] is None
     assert "&lt;b&gt;(hidden)&lt;/b&gt;" in texts["report.html"]
+    report.write(document, tmp_path, "capacity")
+    assert "Largest rate" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
