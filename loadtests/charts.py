@@ -89,7 +89,7 @@ class _Plot:
         place = self.y(y)
         style = "level" if colour is None else f"level c{colour % _COLOURS}"
         self.add(f'<line class="{style}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        self.text(_WIDTH - _RIGHT - 2, place - 4, words, "end", "note")
+        self.text(_LEFT + 4, place - 4, words, "start", "note")
 
     def svg(self) -> str:
         return f'<svg viewBox="0 0 {_WIDTH} {self.height}" role="img">{"".join(self._parts)}</svg>'
@@ -214,7 +214,7 @@ def knee(document: dict[str, Any], objective: float | None) -> str:
         if value:
             x = plot.x(value)
             plot.add(f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-            plot.text(x - 4, _TOP + (10 if words == "capacity" else 24), f"{words} {value:.3g}/s", "end", "note")
+            plot.text(x - 4, _TOP + (8 if words == "capacity" else 38), f"{words} {value:.3g}/s", "end", "note")
     return plot.svg()
 
 
@@ -254,9 +254,12 @@ def ratios(rows: Sequence[dict[str, Any]], margin: float) -> str:
     if not rows:
         return ""
     reach = max([margin, *(abs(row[end] - 1) for row in rows for end in ("low", "high", "ratio"))]) * 1.15
+    # Wider intervals run out of the plot: they say nothing, and would leave no room for those that do.
+    reach = min(reach, 1.0)
     height = _TOP + 34 * len(rows) + _BOTTOM
     plot = _Plot("Ratio B / A", 1, 1, height)
-    plot.x = _linear(1 - reach, 1 + reach, _LEFT + 120, _WIDTH - _RIGHT)
+    inside = _linear(1 - reach, 1 + reach, _LEFT + 120, _WIDTH - _RIGHT)
+    plot.x = lambda value: inside(min(max(value, 1 - reach), 1 + reach))
     plot.axis_x(ticks(1 - reach, 1 + reach), "ratio B / A and its 95 % interval; the shaded part is within the margin")
     plot.shade(1 - margin, 1 + margin)
     plot.add(f'<line class="axis" x1="{plot.x(1):.1f}" x2="{plot.x(1):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
