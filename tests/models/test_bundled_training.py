@@ -69,7 +69,7 @@ def test_text_is_read_as_the_stock_pipeline_reads_it(after):
     lengths = torch.tensor([len(row) for row in rows])
     ids, select, mask = arrange(words, lengths, torch.full((3,), after), instruction)
     with torch.no_grad():
-        ours = base.encode_text(text_encoder, Batch(ids, ids, ids, select, mask))
+        ours = base.encode_text(text_encoder, Batch(ids, ids, ids, select, mask, mask))
         lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
         stock, stock_mask, *_ = pipeline.encode_prompt(
             prompts, do_classifier_free_guidance=False, device=torch.device("cpu"),

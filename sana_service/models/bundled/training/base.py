@@ -2,7 +2,8 @@
 
 Flow matching (Lipman et al. 2022; Sana, section 3): x_sigma = (1 - sigma) x_0 + sigma noise, the model predicts
 noise - x_0. Sigma is logit-normal and shifted by 8 towards noise, because with 32 redundant channels a shape is decided
-above sigma 0.75. One caption in ten is empty, for guidance. `--resume` goes on from the bundled weights.
+above sigma 0.75. Tokens that an outline crosses count more. One caption in ten is empty, for guidance. `--resume` goes
+on from the bundled weights, `--resume --weights FOLDER` from those of a run before.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from sana_service.models.bundled.training.loop import Card, Plan, device, device
 from sana_service.models.bundled.training.scenes import paint_object
 
 SIGMA_SHIFT, UNIFORM_SHARE = 8.0, 0.12
-RENEW_COUNT, RENEW_SECONDS = 2048, 25.0
+FIRST_COUNT, RENEW_COUNT, RENEW_SHARE = 8192, 1024, 0.10  # of the time goes into new scenes
 
 
 def encode_text(text_encoder: Gemma2Model, batch: Batch) -> Tensor:
@@ -52,10 +52,10 @@ def sample_sigma(count: int, where: torch.device) -> Tensor:
     return torch.where(torch.rand(count, device=where) < UNIFORM_SHARE, uniform, shifted)
 
 
-def velocity_loss(prediction: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    """Mean squared error over the pictures' own tokens."""
+def velocity_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error over tokens of (batch, 256) weights."""
     error = (prediction - target).square().mean(dim=2)
-    return (error * keep).sum() / keep.sum()
+    return (error * weight).sum() / weight.sum()
 
 
 def fresh_modules(seed: int) -> tuple[Gemma2Model, SanaTransformer2DModel]:
@@ -68,6 +68,46 @@ def fresh_modules(seed: int) -> tuple[Gemma2Model, SanaTransformer2DModel]:
         transformer.proj_out.weight.zero_()
         transformer.proj_out.bias.zero_()
     return text_encoder, transformer
+
+
+@dataclass(frozen=True, eq=False)
+class Rig:
+    """What the transformers' stages share.
+
+    Args:
+        bank: of scenes, empty.
+        tables: of `fast.grids` for every bin.
+        block: the transformer block, compiled where there is an accelerator.
+        dtype: to compute in.
+    """
+
+    bank: LatentBank
+    tables: fast.Grids
+    block: fast.Block
+    dtype: torch.dtype
+
+
+def rig(transformer: SanaTransformer2DModel, scenes: int) -> Rig:
+    """Set up on the transformer's device for a bank of `scenes`.
+
+    Raises:
+        RuntimeError: if the kernels do not compute what PyTorch does.
+    """
+    where = transformer.device
+    vae = AutoencoderDC.from_pretrained(base_folder() / "vae").to(where, memory_format=torch.channels_last)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder() / "tokenizer")
+    tables = fast.grids(transformer, TOKEN_GRIDS)
+    if where.type != "cuda":
+        bank = LatentBank(vae, tokenizer, scenes, group=min(GROUP, scenes))
+        return Rig(bank, tables, fast.block_forward, torch.float32)
+    from sana_service.models.bundled.training import kernels
+
+    error = kernels.check(tables.neighbours[0].int(), 800, torch.bfloat16)
+    if not error < 0.02:
+        raise RuntimeError(f"the Triton convolution is off by {error}")
+    painter = torch.compile(paint_object, dynamic=False)
+    bank = LatentBank(vae, tokenizer, scenes, painter=painter, group=GROUP)
+    return Rig(bank, tables, torch.compile(kernels.block_forward, dynamic=False), torch.bfloat16)
 
 
 def train(
@@ -87,19 +127,14 @@ def train(
     """
     began = time.perf_counter()
     where, card = device(), Card("base", device_name(), asdict(plan))
-    cuda = where.type == "cuda"
-    kind = torch.bfloat16 if cuda else torch.float32
     torch.manual_seed(seed)
     text_encoder, transformer = (module.to(where).train() for module in modules)
     averaged = copy.deepcopy(text_encoder).eval(), copy.deepcopy(transformer).eval()
-    vae = AutoencoderDC.from_pretrained(base_folder() / "vae").to(where, memory_format=torch.channels_last)
-    tokenizer = AutoTokenizer.from_pretrained(base_folder() / "tokenizer")
-    painter = torch.compile(paint_object, dynamic=False) if cuda else paint_object
-    bank = LatentBank(vae, tokenizer, scenes, painter=painter, group=min(GROUP, scenes))
-    bank.renew(scenes, seed)
-    print(f"{scenes} scenes after {time.perf_counter() - began:.0f} s", flush=True)
-    tables = fast.grids(transformer, TOKEN_GRIDS)
-    block = torch.compile(fast.block_forward, dynamic=False) if cuda else fast.block_forward
+    tools = rig(transformer, scenes)
+    bank = tools.bank
+    renewal = Renewal(bank, seed)
+    bank.renew(min(FIRST_COUNT, scenes), seed)
+    print(f"{int(bank.filled)} scenes after {time.perf_counter() - began:.0f} s", flush=True)
 
     def step_loss() -> Tensor:
         with torch.no_grad():
@@ -107,43 +142,63 @@ def train(
             sigma = sample_sigma(batch, where)
             noise = torch.randn_like(data.tokens)
             noisy = torch.lerp(data.tokens, noise, sigma[:, None, None])
-        with torch.autocast(where.type, torch.bfloat16, enabled=cuda):
+        with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
             text = encode_text(text_encoder, data)
         prediction = fast.forward(
-            transformer, tables, noisy, data.bins, sigma, text, data.mask, block=block, dtype=kind
+            transformer, tools.tables, noisy, data.bins, sigma, text, data.mask, block=tools.block, dtype=tools.dtype
         )
-        return velocity_loss(prediction, noise - data.tokens, tables.keep[data.bins])
+        return velocity_loss(prediction, noise - data.tokens, data.weight)
 
     def save() -> None:
+        card.results = {"scenes": renewal.made}
         save_module(averaged[0], output_folder() / "text_encoder")
         save_module(averaged[1], output_folder() / "transformer")
         card.write(output_folder())
 
-    left = max(plan.seconds - (time.perf_counter() - began) - (40 if cuda else 0), 1.0)
+    left = max(plan.seconds - (time.perf_counter() - began) - (20 if where.type == "cuda" else 0), 1.0)
     optimise(
         step_loss, [text_encoder, transformer], list(averaged), replace(plan, seconds=left), card,
-        each_step=_renewal(bank, seed, scenes), checkpoint=save,
+        each_step=renewal, checkpoint=save,
     )  # fmt: skip
     card.setup_seconds = round(time.perf_counter() - began - card.train_seconds, 1)
     save()
     return *averaged, card
 
 
-def _renewal(bank: LatentBank, seed: int, scenes: int) -> Callable[[float, int], None]:
-    last, round_ = time.perf_counter(), 0
+class Renewal:
+    """Called before each step: puts new scenes into the bank, for no more than `RENEW_SHARE` of the time."""
 
-    def renew(_: float, step: int) -> None:
-        nonlocal last, round_
-        if step and step % 20 == 0 and time.perf_counter() - last > RENEW_SECONDS:
-            round_ += 1
-            bank.renew(min(RENEW_COUNT, scenes), seed * 1_000_003 + round_)
-            last = time.perf_counter()
+    def __init__(self, bank: LatentBank, seed: int) -> None:
+        self.bank, self.seed, self.spent, self.rounds = bank, seed, 0.0, 0
+        self.count = min(RENEW_COUNT, bank.size)
+        self.made = min(FIRST_COUNT, bank.size)
+        self.began = math.inf
 
-    return renew
+    def __call__(self, _: float, step: int) -> None:
+        """See the class."""
+        now = time.perf_counter()
+        if step == 0:
+            self.began = now
+            self._draft()
+        if step == 0 or step % 20 or self.spent > RENEW_SHARE * (now - self.began):
+            return
+        self.bank.renew(self.count, self._seed())
+        if self.bank.tokens.is_cuda:
+            torch.cuda.synchronize()
+        self.rounds += 1
+        self.made += self.count
+        self._draft()
+        self.spent += time.perf_counter() - now
+
+    def _draft(self) -> None:
+        self.bank.draft(self.count, self._seed())
+
+    def _seed(self) -> int:
+        return self.seed * 1_000_003 + self.rounds + 1
 
 
 def bundled_modules(folder: Path) -> tuple[Gemma2Model, SanaTransformer2DModel]:
-    """The committed text encoder and transformer in float32."""
+    """A text encoder and a transformer of earlier stages, in float32."""
     return (
         Gemma2Model.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         SanaTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32),
@@ -155,11 +210,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=500)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--weights", type=Path, default=base_folder(), help="where to resume from")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=10)
     arguments = parser.parse_args()
-    plan = Plan(seconds=arguments.seconds, learning_rate=6e-4 if arguments.resume else 1e-3, ema_decay=0.9995)
-    seed = 20 if arguments.resume else 10
-    modules = bundled_modules(base_folder()) if arguments.resume else fresh_modules(seed)
-    *_, card = train(plan, batch=192, scenes=32_768, seed=seed, modules=modules)
+    plan = Plan(seconds=arguments.seconds, learning_rate=arguments.learning_rate, ema_decay=0.9995)
+    modules = bundled_modules(arguments.weights) if arguments.resume else fresh_modules(arguments.seed)
+    *_, card = train(plan, batch=192, scenes=65_536, seed=arguments.seed, modules=modules)
     print(card.steps, "steps,", card.setup_seconds, "s set-up,", card.train_seconds, "s training")
 
 

@@ -11,8 +11,11 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +90,19 @@ def shares(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def following(
-    draw: Draw, cases: Sequence[Case], *, steps: int, guidance: float, write: Callable[[dict[str, Any]], None],
+    images: Iterable[Pixels],
+    cases: Sequence[Case],
+    *,
+    steps: int,
+    guidance: float,
+    write: Callable[[dict[str, Any]], None],
     keep: list[Pixels] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Prompt following over the cases, overall and by kind of scene.
 
     Args:
-        draw: of `load`.
-        cases: what to draw.
+        images: drawn for the cases, in order.
+        cases: what was asked.
         steps: inference steps.
         guidance: scale.
         write: receives the result so far every ten pictures.
@@ -103,8 +111,7 @@ def following(
     groups: dict[str, list[Score]] = defaultdict(list)
     failures = []
     result: dict[str, Any] = {}
-    for number, case in enumerate(cases, start=1):
-        image = draw(case.prompt, width=case.width, height=case.height, seed=case.seed, steps=steps, guidance=guidance)
+    for number, (case, image) in enumerate(zip(cases, images, strict=True), start=1):
         judged = score(image, case.scene)
         if keep is not None:
             keep.append(image)
@@ -124,6 +131,17 @@ def following(
             }
             write(result)
     return result
+
+
+@cache
+def _pipeline(kind: str, device: str) -> Draw:
+    torch.set_num_threads(1)
+    return load(kind, device)
+
+
+def _drawn(kind: str, device: str, case: Case, steps: int, guidance: float) -> Pixels:
+    draw = _pipeline(kind, device)
+    return draw(case.prompt, width=case.width, height=case.height, seed=case.seed, steps=steps, guidance=guidance)
 
 
 def calibrate(cases: Sequence[Case]) -> dict[str, float]:
@@ -210,10 +228,12 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=40)
     parser.add_argument("--compare", type=int, default=100, help="prompts for the other guidance scales and steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, default=1, help="that draw, one thread each")
     parser.add_argument("--out", type=Path, default=Path("docs/bundled-model"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases, draw = held_out_cases(arguments.prompts), load(arguments.model, arguments.device)
+    cases, draw = held_out_cases(arguments.prompts), _pipeline(arguments.model, arguments.device)
+    pool = ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"))
     results: dict[str, Any] = {"model": arguments.model}
     began = time.perf_counter()
 
@@ -226,19 +246,28 @@ def main() -> None:
 
         return into
 
+    def drawn(cases: Sequence[Case], steps: int, guidance: float) -> Iterable[Pixels]:
+        jobs = [pool.submit(_drawn, arguments.model, arguments.device, case, steps, guidance) for case in cases]
+        return (job.result() for job in jobs)
+
+    def scored(name: str, cases: Sequence[Case], steps: int, guidance: float) -> None:
+        pictures_ = drawn(cases, steps, guidance)
+        following(pictures_, cases, steps=steps, guidance=guidance, write=write(name), keep=images)
+
     steps = 18 if arguments.model == "base" else 2
-    contact_sheet(draw, arguments.out / f"{arguments.model}-sheet.jpg", steps=steps)
     images: list[Pixels] = []
-    following(draw, cases, steps=steps, guidance=5.0, write=write("following"), keep=images)
-    write("nsfw")(nsfw(images))
+    scored("following", cases, steps, 5.0)
+    pictures_of_all = images[: len(cases)]
     write("seeds")(seeds(draw, steps=steps, guidance=5.0))
     some = cases[: arguments.compare]
-    following(draw, some, steps=steps, guidance=1.0, write=write("following_at_guidance_1"))
+    scored("following_at_guidance_1", some, steps, 1.0)
     if arguments.model == "base":
         write("negative_prompts")(negative_prompts(draw, arguments.negatives))
     else:
         for other in (1, 4):
-            following(draw, some, steps=other, guidance=5.0, write=write(f"following_at_{other}_steps"))
+            scored(f"following_at_{other}_steps", some, other, 5.0)
+    write("nsfw")(nsfw(pictures_of_all))
+    contact_sheet(draw, arguments.out / f"{arguments.model}-sheet.jpg", steps=steps)
     write("scorer_on_true_renderings")(calibrate(some))
 
 

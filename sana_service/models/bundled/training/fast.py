@@ -61,7 +61,7 @@ class Depthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        """x: (rows, channels); weight: (9, channels); bias: (channels,); index: (rows, 9) int64, -1 for none."""
+        """x: (rows, channels); weight: (9, channels); bias: (channels,); index: (rows, 9), -1 for none."""
         ctx.save_for_backward(x, weight, index)
         total = bias.float()
         for slot in range(9):
@@ -108,8 +108,9 @@ def block_weights(block: Any) -> tuple[Tensor, ...]:
 
 
 def block_forward(
-    x: Tensor, modulation: Tensor, text: Tensor, text_bias: Tensor, keep: Tensor, index: Tensor, *weights: Tensor
-) -> Tensor:
+    x: Tensor, modulation: Tensor, text: Tensor, text_bias: Tensor, keep: Tensor, index: Tensor, *weights: Tensor,
+    depthwise: Callable[..., Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """One SanaTransformerBlock.
 
     Args:
@@ -118,8 +119,9 @@ def block_forward(
         text: (batch, words, width), compute dtype.
         text_bias: (batch, words) float32, 0 or -10000.
         keep: (batch, 256) 1 or 0.
-        index: (batch * 256, 9), neighbours in the flattened batch.
+        index: (batch * 256, 9) int32, neighbours in the flattened batch.
         weights: of `block_weights`, float32.
+        depthwise: another form of `Depthwise.apply`.
     """
     (
         table, wq, wk, wv, norm_q, norm_k, wo, bo,
@@ -150,7 +152,7 @@ def block_forward(
 
     h = _modulated(x, scale2, shift2)
     h = F.silu(F.linear(h, inverted.flatten(1).to(kind), inverted_bias.to(kind)))
-    h = Depthwise.apply(h.reshape(batch * tokens, -1), depth.flatten(1).t(), depth_bias, index)
+    h = (depthwise or Depthwise.apply)(h.reshape(batch * tokens, -1), depth.flatten(1).t(), depth_bias, index)
     value, gate = h.chunk(2, dim=-1)
     h = F.linear(value * F.silu(gate), point.flatten(1).to(kind)).view(batch, tokens, width)
     return (x.float() + gate2 * h.float()).to(kind)
@@ -205,7 +207,7 @@ def forward(
     text_bias = (1 - text_mask.float()) * -10000.0
     local = tables.neighbours[bins]
     start = (torch.arange(batch, device=tokens.device) * TOKENS)[:, None, None]
-    index = torch.where(local >= 0, local + start, -1).view(batch * TOKENS, 9)
+    index = torch.where(local >= 0, local + start, -1).view(batch * TOKENS, 9).int()
     keep = tables.keep[bins]
     for layer in transformer.transformer_blocks:
         x = block(x, modulation, words, text_bias, keep, index, *block_weights(layer))

@@ -39,6 +39,7 @@ POSITIONS: dict[str, tuple[float, float]] = {
 }
 RELATIONS = ("left", "right", "above", "below", "and")
 HELD_OUT_SHARE = 20  # one composition in twenty is kept from training
+EVEN_MIX, HARD_MIX = (0.42, 0.18, 0.28, 0.12), (0.30, 0.24, 0.32, 0.14)  # shares of single, count, pair, triple
 
 Kind = Literal["single", "count", "pair", "triple"]
 Pattern = Literal["solid", "gradient", "vertical stripes", "horizontal stripes", "checkered"]
@@ -99,29 +100,38 @@ class Scene:
         return zlib.crc32(self.composition.encode()) % HELD_OUT_SHARE == 0
 
 
-def sample_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
-    """Draw a scene from the training distribution, or from the compositions kept out of it."""
+def sample_scene(
+    rng: random.Random, *, held_out: bool = False, mix: tuple[float, float, float, float] = EVEN_MIX
+) -> Scene:
+    """Draw a scene from the training distribution, or from the compositions kept out of it.
+
+    Args:
+        rng: chooses.
+        held_out: from those kept out.
+        mix: shares of single, count, pair and triple scenes; the evaluation's is the default.
+    """
     while True:
-        scene = _any_scene(rng)
+        scene = _any_scene(rng, mix)
         if scene.is_held_out == held_out:
             return scene
 
 
-def _any_scene(rng: random.Random) -> Scene:
+def _any_scene(rng: random.Random, mix: tuple[float, float, float, float]) -> Scene:
+    single, count, pair, _ = mix
     background = _background(rng)
     colours = [name for name in COLOURS if name not in background.colours]
     draw = rng.random()
-    if draw < 0.42:
+    if draw < single:
         thing = Thing(rng.choice(SHAPES), rng.choice(colours), rng.choices(SIZES, (1, 3, 1))[0])
         place = "centre" if rng.random() < 0.55 else rng.choice(tuple(POSITIONS))
         return Scene("single", (thing,), background, place=place)
-    if draw < 0.60:
+    if draw < single + count:
         thing = Thing(rng.choice(SHAPES), rng.choice(colours))
         return Scene("count", (thing,), background, count=rng.randint(2, 5))
-    if draw < 0.88:
+    if draw < single + count + pair:
         sizes = rng.choices(SIZES, (1, 6, 1), k=2)
-        pair = tuple(Thing(rng.choice(SHAPES), rng.choice(colours), size) for size in sizes)
-        return Scene("pair", pair, background, place=rng.choice(RELATIONS))
+        things = tuple(Thing(rng.choice(SHAPES), rng.choice(colours), size) for size in sizes)
+        return Scene("pair", things, background, place=rng.choice(RELATIONS))
     triple = tuple(Thing(rng.choice(SHAPES), rng.choice(colours)) for _ in range(3))
     return Scene("triple", triple, background)
 

@@ -7,6 +7,7 @@ transformer is the base's under other names until one of its own is found in FOL
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from diffusers import AutoencoderDC, SanaTransformer2DModel
@@ -39,6 +40,10 @@ def release(output: Path, package: Path) -> None:
     tokenizer = package / "base" / "tokenizer"
     write_pipeline(package / "base", "SanaPipeline", transformer, base_scheduler, shared=(tokenizer, text_encoder, vae))
     write_pipeline(package / "sprint", "SanaSprintPipeline", sprint, sprint_scheduler, shared=None)
+    for path in package.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None):  # where it lay when it was made
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_manifest(package)
     verify(package)
 

@@ -19,7 +19,7 @@ from sana_service.models.bundled.training.language import COLOURS, SHAPES, Scene
 MAX_OBJECTS = 5
 PATTERNS = ("solid", "gradient", "vertical stripes", "horizontal stripes", "checkered")
 STRIPE_PIXELS = 128.0
-POSITION_JITTER, RADIUS_JITTER, ANGLE_JITTER, COLOUR_JITTER = 0.02, 0.06, 0.10, 6 / 255
+POSITION_JITTER, RADIUS_JITTER, ANGLE_JITTER, COLOUR_JITTER = 0.004, 0.02, 0.03, 6 / 255
 
 
 @dataclass(frozen=True, eq=False)
