@@ -4,6 +4,10 @@ Flow matching (Lipman et al. 2022; Sana, section 3): x_sigma = (1 - sigma) x_0 +
 noise - x_0. Sigma is logit-normal and shifted by 8 towards noise, because with 32 redundant channels a shape is decided
 above sigma 0.75. Tokens that an outline crosses count more. One caption in ten is empty, for guidance. `--resume` goes
 on from the bundled weights, `--resume --weights FOLDER` from those of a run before.
+
+`--guidance W` trains what classifier-free guidance makes of the two predictions, at scale W, instead of the captioned
+one (the blend of Guidance-Free Training, Chen et al. 2025, arXiv 2501.15420, the other way round): a model that knows a
+scene at once is otherwise so far from its uncaptioned self that guidance 5 overshoots. The text encoder stays as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from sana_service.models.bundled import base_folder
 from sana_service.models.bundled.architecture import Architecture
 from sana_service.models.bundled.assemble import VOCABULARY_SIZE, save_module
 from sana_service.models.bundled.training import fast
-from sana_service.models.bundled.training.bank import GROUP, TOKEN_GRIDS, Batch, LatentBank
+from sana_service.models.bundled.training.bank import GROUP, TOKEN_GRIDS, WORDS, Batch, LatentBank, arrange
 from sana_service.models.bundled.training.loop import Card, Plan, device, device_name, optimise, output_folder
 from sana_service.models.bundled.training.scenes import paint_object
 
@@ -110,8 +114,23 @@ def rig(transformer: SanaTransformer2DModel, scenes: int) -> Rig:
     return Rig(bank, tables, torch.compile(kernels.block_forward, dynamic=False), torch.bfloat16)
 
 
+def blank_text(text_encoder: Gemma2Model, instruction: Tensor) -> tuple[Tensor, Tensor]:
+    """What the transformer sees of an empty caption: (1, 32, hidden) and its mask (1, 32)."""
+    nothing = torch.zeros(1, WORDS, dtype=torch.int64, device=instruction.device)
+    none = torch.zeros(1, dtype=torch.int64, device=instruction.device)
+    ids, select, mask = arrange(nothing, none, none.bool(), instruction)
+    unused = torch.empty(0)
+    return encode_text(text_encoder, Batch(unused, unused, ids, select, mask, unused)), mask
+
+
 def train(
-    plan: Plan, *, batch: int, scenes: int, seed: int, modules: tuple[Gemma2Model, SanaTransformer2DModel]
+    plan: Plan,
+    *,
+    batch: int,
+    scenes: int,
+    seed: int,
+    modules: tuple[Gemma2Model, SanaTransformer2DModel],
+    guidance: float = 1.0,
 ) -> tuple[Gemma2Model, SanaTransformer2DModel, Card]:
     """Run the stage.
 
@@ -121,6 +140,7 @@ def train(
         scenes: size of the bank.
         seed: of scenes, captions and noise.
         modules: text encoder and transformer to train, in place.
+        guidance: the scale at which the guided prediction is trained; above 1 the text encoder stays as it is.
 
     Returns:
         The averaged modules and the run's card.
@@ -134,6 +154,10 @@ def train(
     bank = tools.bank
     renewal = Renewal(bank, seed)
     bank.renew(min(FIRST_COUNT, scenes), seed)
+    guided = guidance > 1
+    text_encoder.requires_grad_(not guided)
+    with torch.no_grad():
+        blank, blank_mask = blank_text(text_encoder, bank.instruction)
     print(f"{int(bank.filled)} scenes after {time.perf_counter() - began:.0f} s", flush=True)
 
     def step_loss() -> Tensor:
@@ -144,9 +168,18 @@ def train(
             noisy = torch.lerp(data.tokens, noise, sigma[:, None, None])
         with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
             text = encode_text(text_encoder, data)
-        prediction = fast.forward(
-            transformer, tools.tables, noisy, data.bins, sigma, text, data.mask, block=tools.block, dtype=tools.dtype
-        )
+
+        def predict(text: Tensor, mask: Tensor) -> Tensor:
+            return fast.forward(
+                transformer, tools.tables, noisy, data.bins, sigma, text, mask, block=tools.block, dtype=tools.dtype
+            )
+
+        prediction = predict(text, data.mask)
+        if guided:
+            with torch.no_grad():
+                without = predict(blank.expand(batch, -1, -1), blank_mask.expand(batch, -1))
+            captioned = (data.mask.sum(dim=1) > 1)[:, None, None]
+            prediction = torch.where(captioned, without + guidance * (prediction - without), prediction)
         return velocity_loss(prediction, noise - data.tokens, data.weight)
 
     def save() -> None:
@@ -213,10 +246,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=base_folder(), help="where to resume from")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--guidance", type=float, default=1.0, help="train the guided prediction at this scale")
     arguments = parser.parse_args()
     plan = Plan(seconds=arguments.seconds, learning_rate=arguments.learning_rate, ema_decay=0.9995)
     modules = bundled_modules(arguments.weights) if arguments.resume else fresh_modules(arguments.seed)
-    *_, card = train(plan, batch=192, scenes=65_536, seed=arguments.seed, modules=modules)
+    *_, card = train(plan, batch=192, scenes=65_536, seed=arguments.seed, modules=modules, guidance=arguments.guidance)
     print(card.steps, "steps,", card.setup_seconds, "s set-up,", card.train_seconds, "s training")
 
 
