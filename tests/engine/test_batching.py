@@ -1,8 +1,8 @@
 """Rows among strangers: each comes out as it does alone, up to rounding.
 
-Stated rounding, float32 on a CPU: no latent differs from that of the same image alone by more than 5e-4 of the largest,
-and no pixel by more than 4 of 255, because matrix products of other heights add in another order (measured: 1.4e-4, and
-4 at guidance 12, which amplifies rounding). Alone, bytes are equal every time.
+Stated rounding, float32 on a CPU: no latent differs from that of the same image alone by more than 2e-4 of the largest,
+and no pixel by more than 1 of 255, because matrix products of other heights add in another order. Alone, bytes are
+equal every time.
 
 The comparison is worth what it catches, so `test_a_mutation_is_caught` breaks the batch in each of these ways and
 demands that the comparison fails:
@@ -42,7 +42,7 @@ from sana_service.models.load import load_models
 from tests.engine.conftest import BATCHES
 from tests.pairs import job
 
-ROUNDING, PIXEL_ROUNDING = 5e-4, 4
+ROUNDING, PIXEL_ROUNDING = 2e-4, 1
 """Of the largest latent: strong guidance makes them large, and their differences with them."""
 
 BASE: list[dict[str, Any]] = [
@@ -56,7 +56,7 @@ BASE: list[dict[str, Any]] = [
         "prompt": "",
         "negative_prompt": "red circles and boxes",
         "seeds": (3,),
-        "guidance_scale": 8.0,
+        "guidance_scale": 12.0,
         "num_inference_steps": 4,
     },
     {
@@ -132,11 +132,14 @@ def together(stages: Stages, requests: list[dict[str, Any]]) -> list[list[torch.
     return [[row.result for row in rows] for rows in flights]
 
 
-def compare(stages: Stages, requests: list[dict[str, Any]], expected: list[list[torch.Tensor]]) -> None:
-    for request, ours, by_itself in zip(requests, together(stages, requests), expected, strict=True):
-        for image, reference in zip(ours, by_itself, strict=True):
-            limit = ROUNDING * reference.abs().max().item()
-            torch.testing.assert_close(image, reference, rtol=0, atol=limit, msg=f"{request}")
+def changed(stages: Stages, requests: list[dict[str, Any]], expected: list[list[torch.Tensor]]) -> list[dict[str, Any]]:
+    """The requests of which an image differs from the one alone by more than rounding."""
+    return [
+        request
+        for request, ours, by_itself in zip(requests, together(stages, requests), expected, strict=True)
+        for image, reference in zip(ours, by_itself, strict=True)
+        if not (image - reference).abs().max() <= ROUNDING * reference.abs().max()
+    ]
 
 
 @torch.inference_mode()
@@ -147,7 +150,7 @@ def test_in_every_position_among_strangers_a_row_is_as_alone(kind: str, either: 
     expected = [alone(stages, request) for request in requests]
     for turn in range(len(requests)):
         order = [*range(turn, len(requests)), *range(turn)]
-        compare(stages, [requests[i] for i in order], [expected[i] for i in order])
+        assert changed(stages, [requests[i] for i in order], [expected[i] for i in order]) == []
 
 
 def roll(values: Any) -> Any:
@@ -229,10 +232,9 @@ def test_a_mutation_is_caught(mutation: str, models: Models, monkeypatch: pytest
     stages = Stages(models, None, 0.5)
     requests = REQUESTS[kind]
     expected = [alone(stages, request) for request in requests]
-    compare(stages, requests, expected)
+    assert changed(stages, requests, expected) == []
     apply(monkeypatch)
-    with pytest.raises(AssertionError):
-        compare(stages, requests, expected)
+    assert changed(stages, requests, expected)
 
 
 @torch.inference_mode()
