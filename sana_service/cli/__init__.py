@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sana_service import __version__
+from sana_service.cli.download import download
 from sana_service.cli.generate import generate
 from sana_service.cli.inspect import inspect
 from sana_service.cli.serve import serve
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(inspect)
+app.command()(download)
 
 
 def _show_version(wanted: bool) -> None:

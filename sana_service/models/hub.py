@@ -50,7 +50,7 @@ def locate(model: ModelName, name: str, revision: str | None, *, prefer_bf16: bo
         ModelLoadError: not found, not reachable, or no usable checkpoint.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() or not _REPOSITORY.fullmatch(name):
+    if folder.is_dir() or not is_repository(name):
         return read_layout(model, name, folder, None)
     folder, commit = _download(model, name, revision, prefer_bf16)
     layout = read_layout(model, name, folder, commit)
@@ -66,6 +66,11 @@ def locate(model: ModelName, name: str, revision: str | None, *, prefer_bf16: bo
     return layout
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name has the form of a repository id."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
 def _download(model: ModelName, name: str, revision: str | None, prefer_bf16: bool) -> tuple[Path, str]:
     """The snapshot's folder, which is named after the commit that the revision resolved to."""
     import huggingface_hub
@@ -77,7 +82,7 @@ def _download(model: ModelName, name: str, revision: str | None, prefer_bf16: bo
 
     try:
         info = huggingface_hub.HfApi().model_info(name, revision=revision)
-        files = _wanted(model, name, [sibling.rfilename for sibling in info.siblings or []], prefer_bf16)
+        files = wanted_files(model, name, [sibling.rfilename for sibling in info.siblings or []], prefer_bf16)
         # By the revision's name, so that the cache knows it when the hub does not answer.
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except ModelLoadError:
@@ -112,7 +117,7 @@ def _cached(model: ModelName, name: str, revision: str | None, error: Exception)
     return folder, folder.name
 
 
-def _wanted(model: ModelName, name: str, files: Iterable[str], prefer_bf16: bool) -> list[str]:
+def wanted_files(model: ModelName, name: str, files: Iterable[str], prefer_bf16: bool) -> list[str]:
     """The repository's files that loading will read."""
     files = list(files)
     wanted = [MODEL_INDEX]
