@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sana_service.callers import CallerLimit
 from sana_service.contract.answers import units_of
 from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.fal import StartTimeout
@@ -61,6 +62,7 @@ class Runtime:
         self._generation: Generation | None = None
         self._ready = False
         self._draining = False
+        self._callers = CallerLimit(settings.max_concurrent_per_key)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -128,7 +130,8 @@ class Runtime:
         self._idle.clear()
         started = time.perf_counter()
         try:
-            output = await self._generation.run(model, request, base_url, extras)
+            with self._callers.place(partial(self._generation.engine.predicted_wait, model)):
+                output = await self._generation.run(model, request, base_url, extras)
         except BaseException as error:
             count_request(model, _outcome(error))
             raise
@@ -259,6 +262,7 @@ def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> 
         safety=[load_safety_model(settings.safety_model, kind, device) for device in devices],
         nsfw_threshold=settings.nsfw_threshold,
         max_queue=settings.max_queue,
+        max_work=settings.max_queue_work,
         downstream=encoder,
     )
     engine.start()

@@ -115,6 +115,19 @@ class Settings(BaseModel):
         "Without it the service is open to everybody.",
     )
     max_queue: int = Field(64, ge=1, description="Jobs that may wait; one more is answered 429.")
+    max_queue_work: float = Field(
+        1250.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Work that may wait, in megapixel-steps: megapixels as the model draws them, times steps, times "
+        "images; a 1024x1024 picture in 18 steps has 18.9. More is answered 429.",
+    )
+    max_concurrent_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Requests of one API key that are served at a time, waiting included; one more is answered 429. "
+        "Jobs of the queue are not counted: `SANA_JOBS_CONCURRENCY` bounds them. Needs `SANA_API_KEYS_FILE`.",
+    )
     request_timeout_seconds: float = Field(
         300.0,
         gt=0,

@@ -43,6 +43,10 @@ def check(settings: Settings) -> Storage:
             read_key_digests(settings.api_keys_file)
         except ValueError as error:
             raise SettingsError(f"SANA_API_KEYS_FILE={str(settings.api_keys_file)!r}: {error}") from error
+    elif settings.max_concurrent_per_key is not None:
+        raise SettingsError(
+            f"SANA_MAX_CONCURRENT_PER_KEY={str(settings.max_concurrent_per_key)!r}: needs SANA_API_KEYS_FILE"
+        )
     jobs_url = settings.jobs_url or default_url(settings.storage_url)
     try:
         # A Redis server may come up later; a file is made here, so that a wrong path is told now.

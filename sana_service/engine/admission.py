@@ -3,98 +3,34 @@
 A lane is first in, first out, and a device loop takes from it while it has seats of that endpoint: so many images may
 be on one device, from text to pixels. One endpoint's full seats never hold up the other.
 
+Room is counted in jobs and in work: what waits holds requests open, and it is time that they wait for. A deadline that
+the jobs before a request and the request itself are predicted to miss is refused at once; only an idle device takes any
+job, since no prediction would ever be put right otherwise.
+
 A ticket is in the queue or in one loop's hands, never in both; whoever takes it out ends its future. Futures end
 outside the lock, since their callbacks may submit again.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sana_service.engine.costs import Costs, row_count
+from sana_service.engine.costs import Costs, megapixel_steps
 from sana_service.engine.errors import DeadlineExceeded, DeadlineOutOfReach, JobCancelled, NotReady, QueueFull
-from sana_service.engine.job import Artifact, Job
+from sana_service.engine.job import Job
+from sana_service.engine.ticket import JobFuture, Ticket
 from sana_service.models.names import ModelName
 
 MIN_RETRY_AFTER_SECONDS = 1.0
 
 _SWEEP_SECONDS = 0.02
 """How often the loops look for waiting jobs that are of no more use."""
-
-
-class JobFuture(Future[Artifact]):
-    """A job's promise. `cancel` asks the job to leave the device; the future then ends as any other."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__()
-        self._job = job
-        # Running from the start, so that nobody but the ticket's holder can end it.
-        self.set_running_or_notify_cancel()
-
-    def cancel(self) -> bool:
-        """Cancel the job; False, because the future still ends, with `JobCancelled` or an artifact."""
-        self._job.cancel()
-        return False
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A job on its way, times in `time.monotonic()` seconds.
-
-    Args:
-        rows_left: transformer rows still to run, for predictions.
-        images_left: images still to decode and finish, likewise.
-        moved: whether its first device was lost.
-    """
-
-    job: Job
-    future: JobFuture
-    submitted_at: float
-    started_at: float = 0.0
-    rows_left: int = field(init=False)
-    images_left: int = field(init=False)
-    moved: bool = False
-
-    def __post_init__(self) -> None:
-        self._once = threading.Lock()
-        self._begin()
-
-    def restart(self) -> None:
-        """Begin anew, from nothing."""
-        self.moved = True
-        self._begin()
-
-    def _begin(self) -> None:
-        self.rows_left = row_count(self.job)
-        self.images_left = len(self.job.seeds)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the future has its outcome."""
-        return self._once.locked()
-
-    def end(self, outcome: Artifact | BaseException) -> bool:
-        """Give the future its outcome; False where it already has one."""
-        if not self._once.acquire(blocking=False):
-            return False
-        if isinstance(outcome, BaseException):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
-        return True
-
-    def require_alive(self) -> None:
-        """Raise `JobCancelled` or `DeadlineExceeded` where the job should not go on."""
-        if self.job.cancelled:
-            raise JobCancelled("the job was cancelled")
-        if time.monotonic() >= self.job.deadline:
-            raise DeadlineExceeded("the job's deadline passed")
 
 
 class Downstream(Protocol):
@@ -144,6 +80,8 @@ class JobQueue:
         seats: images of each model that may be on one device.
         costs: predicts service times.
         downstream: what comes after the engine, if anything that can be congested.
+        max_work: megapixel-steps that may wait; a job that would wait alone always may.
+        drawn_pixels: of one picture of each model, as it is denoised.
     """
 
     def __init__(
@@ -153,8 +91,13 @@ class JobQueue:
         seats: Mapping[ModelName, int],
         costs: Costs,
         downstream: Downstream | None = None,
+        *,
+        max_work: float = math.inf,
+        drawn_pixels: Mapping[ModelName, int] | None = None,
     ) -> None:
         self._max_queue = max_queue
+        self._max_work = max_work
+        self._drawn_pixels = dict(drawn_pixels or dict.fromkeys(seats, 2**20))
         self._seats = dict(seats)
         self._costs = costs
         self._downstream = downstream
@@ -173,6 +116,12 @@ class JobQueue:
     @property
     def running(self) -> int:
         return sum(len(desk.tickets) for desk in self._desks.values())
+
+    @property
+    def waiting_work(self) -> float:
+        """Megapixel-steps that wait."""
+        with self._lock:
+            return sum(self._work(ticket.job) for ticket in self._tickets())
 
     def position(self, job: Job) -> int | None:
         """Jobs of its endpoint that wait before this one; None where it does not wait."""
@@ -199,8 +148,7 @@ class JobQueue:
 
         Raises:
             NotReady: the queue is not open.
-            QueueFull: no room, or (`DeadlineOutOfReach`) the jobs before it take longer than its
-                deadline allows.
+            QueueFull: no room, or (`DeadlineOutOfReach`) it is predicted to end after its deadline.
         """
         try:
             return self._put(job)
@@ -345,8 +293,8 @@ class JobQueue:
         taken = more + desk.images[job.model]
         return taken == 0 or taken + len(job.seeds) <= self._seats[job.model]
 
-    def _blocked(self, model: ModelName, newcomer: Job | None = None) -> int:
-        """Jobs of a lane that must wait for a seat, a newcomer counted too; the others leave the queue at once."""
+    def _blocked(self, model: ModelName, newcomer: Job | None = None) -> Sequence[Job]:
+        """Jobs of a lane that must wait for a seat, a newcomer too; the others leave the queue at once."""
         jobs = [ticket.job for ticket in self._waiting[model]]
         if newcomer is not None:
             jobs.append(newcomer)
@@ -355,25 +303,41 @@ class JobQueue:
             desks = self._open_desks.items()
             number = next((number for number, desk in desks if self._fits(one, desk, more[number])), None)
             if number is None:
-                return len(jobs) - position
+                return jobs[position:]
             more[number] += len(one.seeds)
-        return 0
+        return ()
 
     def _require_room(self, job: Job) -> None:
         behind = self._downstream.waiting if self._downstream is not None else 0
-        own = self._blocked(job.model, job)
-        if not own and not behind:
-            # A seat is free: also for a job that is predicted to be late, since the prediction may be wrong.
+        blocked = {model: self._blocked(model, job if model == job.model else None) for model in self._waiting}
+        if blocked[job.model] or behind:
+            jobs = [one for lane in blocked.values() for one in lane]
+            excess = sum(map(self._work, jobs)) - self._max_work if len(jobs) > 1 else 0.0
+            if len(jobs) + behind > self._max_queue or excess > 0:
+                raise QueueFull(max(MIN_RETRY_AFTER_SECONDS, self._room_in(excess), self._backlog()))
+        elif not self.running and not self.waiting:
             return
-        others = sum(self._blocked(model) for model in self._waiting if model != job.model)
-        if own + others + behind > self._max_queue:
-            raise QueueFull(max(MIN_RETRY_AFTER_SECONDS, self._next_seat(), self._backlog()))
-        late = time.monotonic() + self._predicted_wait(job.model) - job.deadline
+        wait = self._predicted_wait(job.model)
+        late = time.monotonic() + wait + self._costs.predict(job) - job.deadline
         if late >= 0:
-            raise DeadlineOutOfReach(max(MIN_RETRY_AFTER_SECONDS, late))
+            # One that takes longer than it has is for an idle device alone.
+            raise DeadlineOutOfReach(max(MIN_RETRY_AFTER_SECONDS, min(late, wait)))
+
+    def _work(self, job: Job) -> float:
+        return megapixel_steps(job, self._drawn_pixels[job.model])
 
     def _backlog(self) -> float:
         return self._downstream.backlog_seconds if self._downstream is not None else 0.0
+
+    def _room_in(self, excess: float) -> float:
+        """Seconds until a seat is free, and so much work has left the queue."""
+        seconds = self._next_seat()
+        for ticket in sorted(self._tickets(), key=lambda ticket: ticket.submitted_at):
+            excess -= self._work(ticket.job)
+            if excess <= 0:
+                break
+            seconds += self._costs.predict(ticket.job) / max(1, len(self._open_desks))
+        return seconds
 
     def _next_seat(self) -> float:
         """Seconds until the first job on a device is expected to leave it."""

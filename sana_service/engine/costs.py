@@ -57,5 +57,14 @@ def row_count(job: Job) -> int:
     return job.num_inference_steps * len(job.seeds) * (2 if is_guided(job) else 1)
 
 
+def megapixel_steps(job: Job, drawn_pixels: int) -> float:
+    """The unit that the queue's room is counted in.
+
+    Args:
+        drawn_pixels: of one picture, as it is denoised; resizing is not counted.
+    """
+    return drawn_pixels * job.num_inference_steps * len(job.seeds) / 1e6
+
+
 def _blend(old: float | None, new: float) -> float:
     return new if old is None else old + NEW_WEIGHT * (new - old)

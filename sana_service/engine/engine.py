@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -32,6 +33,7 @@ class Engine:
         nsfw_threshold: probability strictly above which a picture becomes black.
         max_queue: jobs that may wait, besides those that have a seat on the device.
         limits: how much may be on the device; by default what suits it.
+        max_work: megapixel-steps that may wait.
         downstream: what artifacts go through afterwards, where that can be congested.
 
     Raises:
@@ -45,13 +47,22 @@ class Engine:
         safety: SafetyModel | Sequence[SafetyModel | None] | None,
         nsfw_threshold: float,
         max_queue: int,
+        max_work: float = math.inf,
         limits: Limits | None = None,
         downstream: Downstream | None = None,
     ) -> None:
         sets = models if isinstance(models, Sequence) else [models]
         safeties = safety if isinstance(safety, Sequence) else [safety] * len(sets)
         costs, limits = Costs(), limits or default_limits(sets[0])
-        self._queue = JobQueue(max_queue, len(sets), limits.seats, costs, downstream)
+        self._queue = JobQueue(
+            max_queue,
+            len(sets),
+            limits.seats,
+            costs,
+            downstream,
+            max_work=max_work,
+            drawn_pixels=limits.drawn_pixels,
+        )
         self._loops = [
             DeviceLoop(number, Stages(one, its_safety, nsfw_threshold), self._queue, costs, limits.batch_cells)
             for number, (one, its_safety) in enumerate(zip(sets, safeties, strict=True))
@@ -71,7 +82,7 @@ class Engine:
             is the job's: the future still ends by itself, with `JobCancelled`.
 
         Raises:
-            QueueFull: no room, or the jobs before it take longer than its deadline allows.
+            QueueFull: no room, or it is predicted to end after its deadline.
             NotReady: not started, draining, stopped, or the device is lost.
         """
         return self._queue.put(job)
@@ -80,6 +91,11 @@ class Engine:
     def queued(self) -> int:
         """Jobs that wait."""
         return self._queue.waiting
+
+    @property
+    def queued_work(self) -> float:
+        """Megapixel-steps that wait."""
+        return self._queue.waiting_work
 
     def position(self, job: Job) -> int | None:
         """Jobs that wait before this one; None where it does not wait: it runs, has ended or never came."""

@@ -2,7 +2,7 @@
 
     EngineError
     |-- QueueFull            submit: no room; carries when to come back
-    |   `-- DeadlineOutOfReach   submit: the jobs before it already take too long
+    |   `-- DeadlineOutOfReach   submit: predicted to end too late
     |-- NotReady             submit: models still load, or the engine drains
     |-- JobCancelled         the client left
     |-- DeadlineExceeded     the job's deadline passed, queued or running
@@ -32,7 +32,7 @@ class QueueFull(EngineError):
 
 
 class DeadlineOutOfReach(QueueFull):
-    """The jobs before this one are predicted to take longer than its deadline allows."""
+    """The jobs before this one, and this one itself, are predicted to take longer than its deadline allows."""
 
 
 class NotReady(EngineError):

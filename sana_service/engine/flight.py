@@ -15,9 +15,9 @@ from sana_service.engine.observer import Progress, Stage, preview_steps
 if TYPE_CHECKING:
     import torch
 
-    from sana_service.engine.admission import Ticket
     from sana_service.engine.bins import Size
     from sana_service.engine.job import Job
+    from sana_service.engine.ticket import Ticket
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ class Limits:
         batch_cells: most latent cells of one forward pass, images times height times width.
         seats: images between the queue and the finished picture; more than a batch, so that a job's text is
             encoded, and another one's picture decoded, while a full batch is denoised.
+        drawn_pixels: of one picture, as it is denoised; a megapixel where nothing is said.
     """
 
     batch_cells: Mapping[ModelName, int]
     seats: Mapping[ModelName, int]
+    drawn_pixels: Mapping[ModelName, int] = field(default_factory=dict)
 
 
 def default_limits(models: Models) -> Limits:
@@ -42,7 +44,10 @@ def default_limits(models: Models) -> Limits:
     images = _GPU_IMAGES if models.device.type == "cuda" else _CPU_IMAGES
     cells = {model: most * _CELLS_PER_IMAGE for model, most in images.items()}
     seats: dict[ModelName, int] = {}
+    drawn_pixels: dict[ModelName, int] = {}
     for model, most in cells.items():
         side = models.checkpoints[model].transformer.config.sample_size
         seats[model] = 2 * max(1, most // side**2) + _SEATS_BESIDES
-    return Limits(cells, seats)
+        # All bins of a checkpoint have about the area of its square one; a latent cell is 32 pixels wide.
+        drawn_pixels[model] = (32 * side) ** 2
+    return Limits(cells, seats, drawn_pixels)

@@ -14,6 +14,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sana_service.callers import caller
 from sana_service.contract.errors import Unauthorized
 from sana_service.http.routes import is_public
 
@@ -50,18 +51,23 @@ def _digest(key: str, line_number: int) -> bytes:
 
 
 class ApiKeys:
-    """401 unless the request's key is known or its route is public."""
+    """401 unless the request's key is known or its route is public; tells the rest whose key it is."""
 
     def __init__(self, app: ASGIApp, digests: tuple[bytes, ...]) -> None:
         self.app = app
         self._digests = digests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not is_public(scope["path"], scope["method"]):
-            self._check(Headers(scope=scope).get("authorization"))
-        await self.app(scope, receive, send)
+        if is_public(scope["path"], scope["method"]):
+            await self.app(scope, receive, send)
+            return
+        token = caller.set(self._check(Headers(scope=scope).get("authorization")))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            caller.reset(token)
 
-    def _check(self, authorization: str | None) -> None:
+    def _check(self, authorization: str | None) -> bytes:
         if authorization is None:
             raise Unauthorized("An API key is needed: send `Authorization: Key <api key>`.")
         scheme, _, key = authorization.partition(" ")
@@ -69,3 +75,4 @@ class ApiKeys:
         known = [hmac.compare_digest(digest, candidate) for candidate in self._digests]
         if scheme.lower() not in _SCHEMES or not any(known):
             raise Unauthorized("The API key is not valid.")
+        return digest

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from sana_service.engine.admission import JobQueue, Ticket
-from sana_service.engine.costs import NEW_WEIGHT, Costs, row_count
+from sana_service.engine.admission import JobQueue
+from sana_service.engine.costs import NEW_WEIGHT, Costs, megapixel_steps, row_count
 from sana_service.engine.errors import DeadlineOutOfReach, QueueFull
+from sana_service.engine.ticket import Ticket
 from tests.pairs import job
 
 
@@ -130,11 +131,87 @@ def test_a_deadline_that_the_jobs_before_it_use_up_is_refused_at_once():
     queue = open_queue(max_queue=8)
     for _ in range(3):
         queue.put(job(num_inference_steps=18))
-    # Three times 3.6 seconds of denoising are before it; the other stages run meanwhile.
+    # Three times 3.6 seconds of denoising are before it, while the other stages run; itself it takes 4.0 seconds.
     with pytest.raises(DeadlineOutOfReach) as refused:
-        queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 10))
-    assert refused.value.retry_after_seconds == pytest.approx(1.0, abs=0.3)
-    queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 12))
+        queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 13))
+    assert refused.value.retry_after_seconds == pytest.approx(1.8, abs=0.1)
+    with pytest.raises(DeadlineOutOfReach):
+        queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 14.6))
+    queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 15))
+
+
+def test_a_request_that_takes_longer_than_it_has_is_told_when_the_device_is_idle():
+    queue = open_queue(max_queue=8)
+    queue.put(job(num_inference_steps=18))
+    take(queue)
+    hopeless = {"num_inference_steps": 50, "seeds": (1, 2, 3, 4)}
+    with pytest.raises(DeadlineOutOfReach) as refused:
+        queue.put(job(**hopeless, deadline=time.monotonic() + 10))
+    assert refused.value.retry_after_seconds == pytest.approx(3.6)
+
+
+def test_a_free_seat_on_a_busy_device_is_no_use_to_a_deadline_that_cannot_be_met():
+    queue = open_queue(max_queue=8, seats={"base": 4, "sprint": 4})
+    queue.put(job(num_inference_steps=18))
+    take(queue)
+    with pytest.raises(DeadlineOutOfReach):
+        queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 7))
+    queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "work"),
+    [
+        ({"num_inference_steps": 18}, 18.874368),
+        ({"num_inference_steps": 18, "seeds": (1, 2, 3)}, 56.623104),
+        ({"num_inference_steps": 18, "width": 64, "height": 4096}, 18.874368),
+    ],
+)
+def test_work_is_drawn_megapixels_times_steps(changes, work):
+    assert megapixel_steps(job(**changes), drawn_pixels=1024**2) == pytest.approx(work)
+
+
+def test_room_is_counted_in_work_as_well():
+    """A megapixel is drawn: 20 steps of it are 20 units."""
+    queue = open_queue(max_queue=8, max_work=100.0, drawn_pixels={"base": 10**6, "sprint": 10**6})
+    queue.put(job(num_inference_steps=20))
+    take(queue)
+    for _ in range(2):
+        queue.put(job(num_inference_steps=20, seeds=(1, 2)))
+    assert queue.waiting_work == pytest.approx(80.0)
+    with pytest.raises(QueueFull) as refused:
+        queue.put(job(num_inference_steps=21))
+    # The one on the device leaves after 40 rows and a picture, and the first that waits takes its seat.
+    assert refused.value.retry_after_seconds == pytest.approx(40 * 0.1 + 0.4)
+    with pytest.raises(QueueFull) as refused:
+        queue.put(job(num_inference_steps=50, seeds=(1, 2)))
+    # Both must have left the queue: another 80 rows and two pictures.
+    assert refused.value.retry_after_seconds == pytest.approx(4.4 + 8.8)
+    queue.put(job(num_inference_steps=20))
+
+
+def test_a_job_larger_than_all_room_may_wait_alone():
+    queue = open_queue(max_queue=8, max_work=10.0)
+    queue.put(job(num_inference_steps=18))
+    take(queue)
+    queue.put(job(num_inference_steps=50, seeds=(1, 2, 3, 4)))
+    with pytest.raises(QueueFull):
+        queue.put(job(num_inference_steps=1))
+
+
+def test_retrying_when_told_to_finds_room():
+    """Time moves by hand: a step of the job on the device is one of its rows."""
+    queue = open_queue(max_queue=1)
+    for _ in range(2):
+        queue.put(job(num_inference_steps=18))
+    running = take(queue)
+    with pytest.raises(QueueFull) as refused:
+        queue.put(job(num_inference_steps=18))
+    running.rows_left -= round((refused.value.retry_after_seconds - 0.4) / 0.1)
+    assert running.rows_left == 0
+    queue.done(running)
+    take(queue)
+    queue.put(job(num_inference_steps=18))
 
 
 def test_the_prediction_counts_half_of_the_device_for_the_other_endpoint():

@@ -30,12 +30,12 @@ import pytest
 import torch
 
 from sana_service.engine import denoise, solvers, transformer
-from sana_service.engine.admission import JobFuture, Ticket
 from sana_service.engine.denoise import Denoiser, DenoiseRow
 from sana_service.engine.engine import Engine
 from sana_service.engine.flight import Flight
 from sana_service.engine.job import Job
 from sana_service.engine.stages import Stages
+from sana_service.engine.ticket import JobFuture, Ticket
 from sana_service.engine.transformer import ContextBatch, SanaForward
 from sana_service.models.checkpoint import Models
 from sana_service.models.load import load_models

@@ -89,8 +89,11 @@ class Crowd:
         dice = random.Random(seed)
         for _ in range(JOBS // CLIENTS):
             number = dice.choices(range(len(REQUESTS)), [2, 1, 1, 1, 4, 1, 1])[0]
-            lifetime = dice.choices([0.0, 0.05, 60.0], [1, 2, 17])[0]
-            request = replace(job(**REQUESTS[number], **PICTURE), deadline=time.monotonic() + lifetime)
+            request = job(**REQUESTS[number], **PICTURE)
+            # What is predicted to end just in time may be accepted and end too late.
+            tight = self.engine.predicted_wait(request.model) + 0.1
+            lifetime = dice.choices([0.0, tight, 60.0], [1, 2, 17])[0]
+            request = replace(request, deadline=time.monotonic() + lifetime)
             future = self.submit(request)
             if future is None:
                 continue
