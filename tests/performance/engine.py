@@ -27,7 +27,7 @@ from sana_service.engine.job import Job
 from sana_service.models.load import load_models
 from tests.engine.simulated import SimulatedEngine, SimulatedStages
 from tests.pairs import BundledStock, job
-from tests.performance.overhead import GOAL_OVERHEAD_SECONDS, outside_stages
+from tests.performance.overhead import GOAL_OVERHEAD_SECONDS, bare_seconds, outside_stages
 from tests.services import server
 
 REQUESTS = 32
@@ -96,14 +96,18 @@ def loop_overhead(model: str, steps: int, count: int = 300) -> float:
 
 
 def http_overhead(count: int = 40) -> dict[str, dict[str, float]]:
-    """Seconds of a request outside its stages on a served copy, medians: HTTP, validation, queue and hand-overs."""
+    """Seconds of a request outside its stages on a served copy, medians: HTTP, validation, queue and hand-overs.
+
+    By the client's clock less what a bare application takes with the same client, and by the server's.
+    """
     overheads: dict[str, dict[str, float]] = {}
+    bare = bare_seconds()
     with tempfile.TemporaryDirectory() as folder, server(Path(folder), {"SANA_MODELS": "bundled"}) as running:
         connection = http.client.HTTPConnection(urlsplit(running.url).netloc)
         for route in ("/sprint", "/generate"):
             samples = [outside_stages(connection, route) for _ in range(count)]
             by_server, by_client = (statistics.median(clock) for clock in zip(*samples, strict=True))
-            overheads[route] = {"server_clock": by_server, "client_clock": by_client}
+            overheads[route] = {"server_clock": by_server, "added_to_a_bare_answer": by_client - bare}
             print(f"{route}: seconds outside its stages, medians of {count}: {overheads[route]}", flush=True)
         connection.close()
     return overheads
@@ -115,7 +119,7 @@ def main() -> int:
     print("queue, batcher and hand-overs:", result["loop_overhead_seconds"], flush=True)
     result["http_overhead_seconds"] = http_overhead()
     result |= compare_with_stock()
-    slowest = max(clocks["client_clock"] for clocks in result["http_overhead_seconds"].values())
+    slowest = max(clocks["added_to_a_bare_answer"] for clocks in result["http_overhead_seconds"].values())
     met = result["ratio"] <= GOAL_RATIO and slowest <= GOAL_OVERHEAD_SECONDS
     result["goals_met"] = met
     print(json.dumps(result))
