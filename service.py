@@ -16,6 +16,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 import bentoml
+import uvicorn.config
 import yaml
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -46,6 +47,9 @@ from sana_service.telemetry import get_logger
 logger = get_logger("service")
 
 settings, storage = prepare(os.environ)
+
+# BentoML leaves the choice of the protocol's class to uvicorn.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "sana_service.http.connection:Connection"
 
 # BentoML's own timeout is only a net under the service's deadline, which stops the work, too.
 _TIMEOUT_SECONDS = settings.request_timeout_seconds + 60

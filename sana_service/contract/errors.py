@@ -10,6 +10,7 @@
     |-- MethodNotAllowed        405  Allow
     |-- Unauthorized            401  WWW-Authenticate
     |-- BodyTooLarge            413
+    |-- HeadersTooLarge         431
     |-- UnsupportedMediaType    415
     |-- InvalidBody             400  detail is a list
     |-- InvalidFields           422  detail is a list
@@ -84,6 +85,10 @@ class Unauthorized(ServiceError):
 
 class BodyTooLarge(ServiceError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class HeadersTooLarge(ServiceError):
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 class UnsupportedMediaType(ServiceError):

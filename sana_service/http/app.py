@@ -3,6 +3,7 @@
 envelope     request id, time spent
 CORS         when origins are configured
 boundary     errors become responses
+headers      431
 routes       404, 405, POST / is /generate
 keys         401
 body         413, 415, 400, 422
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sana_service.contract import fal
 from sana_service.contract.billing import BILLING_HEADER
 from sana_service.contract.openapi import openapi_document
-from sana_service.http.body import RequestBody
+from sana_service.http.body import HeaderLimit, RequestBody
 from sana_service.http.boundary import ErrorBoundary
 from sana_service.http.endpoints import Files, document_route
 from sana_service.http.envelope import REQUEST_ID_HEADER, Envelope
@@ -93,7 +94,7 @@ def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage, runtime: Ca
     app = RequestBody(app, settings.max_pixels)
     if settings.api_keys_file is not None:
         app = ApiKeys(app, read_key_digests(settings.api_keys_file))
-    app = QueueHost(ErrorBoundary(KnownRoutes(app, settings.app)), settings.app)
+    app = QueueHost(ErrorBoundary(HeaderLimit(KnownRoutes(app, settings.app))), settings.app)
     if settings.cors_origins:
         app = CORSMiddleware(
             app,

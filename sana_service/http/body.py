@@ -1,4 +1,4 @@
-"""The request body: bounded, JSON, and valid, before BentoML sees it.
+"""The request's headers, bounded; its body: bounded, JSON, and valid, before BentoML sees it.
 
 The checks come in the contract's order: size, media type, JSON, fields. The body goes on as it
 came, so BentoML's own parsing finds only what passed here.
@@ -14,8 +14,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sana_service.contract.errors import BodyTooLarge, InvalidBody, InvalidFields, UnsupportedMediaType
+from sana_service.contract.errors import BodyTooLarge, HeadersTooLarge, InvalidBody, InvalidFields, UnsupportedMediaType
 from sana_service.contract.schemas import SprintInput, TextToImageInput
+from sana_service.http.connection import MAX_HEADER_BYTES
 from sana_service.http.routes import GENERATE, SPRINT
 
 MAX_BODY_BYTES = 256 * 1024
@@ -23,6 +24,19 @@ MAX_BODY_BYTES = 256 * 1024
 _MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 
 _MODELS: dict[str, type[BaseModel]] = {GENERATE: TextToImageInput, SPRINT: SprintInput}
+
+
+class HeaderLimit:
+    """431. The connection refuses headers that go on and on; these are whole, and came at once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head_bytes = len(scope["query_string"]) + len(scope["path"])
+        if head_bytes + sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"The headers must be at most {MAX_HEADER_BYTES} bytes.")
+        await self.app(scope, receive, send)
 
 
 class RequestBody:

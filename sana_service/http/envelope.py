@@ -36,6 +36,7 @@ class Envelope:
                 headers[REQUEST_ID_HEADER] = identifier
                 total = f"total;dur={(time.perf_counter() - started) * 1000:.1f}"
                 stages = headers.get("server-timing")
+                headers.setdefault("x-content-type-options", "nosniff")
                 headers["server-timing"] = f"{stages}, {total}" if stages else total
                 if message["status"] >= 400:
                     headers[BILLING_HEADER] = "0"

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from sana_service.http.body import MAX_BODY_BYTES, RequestBody
+from sana_service.http.body import MAX_BODY_BYTES, HeaderLimit, RequestBody
 from sana_service.http.boundary import ErrorBoundary
 from tests.http.stub import Inner, call
 
@@ -134,3 +134,19 @@ def test_after_the_body_comes_what_the_connection_gives() -> None:
     }
     asyncio.run(RequestBody(Inner(answer), 16_777_216)(scope, receive, send))
     assert seen == [{"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "status"),
+    [
+        ({"x": "y" * 15_000}, "/generate", 200),
+        ({"x": "y" * 16_384}, "/generate", 431),
+        ({f"x-{i}": "y" * 1000 for i in range(17)}, "/generate", 431),
+        ({}, f"/generate?{'q' * 16_384}", 431),
+    ],
+)
+def test_headers_are_bounded(headers: dict[str, str], path: str, status: int) -> None:
+    answer = call(ErrorBoundary(HeaderLimit(Inner())), "POST", path, headers=headers)
+    assert answer.status_code == status
+    if status == 431:
+        assert "16384 bytes" in answer.json()["detail"]
