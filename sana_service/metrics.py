@@ -10,9 +10,18 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,6 +35,25 @@ if TYPE_CHECKING:
 
 Outcome = Literal["completed", "refused", "cancelled", "expired", "failed"]
 """How a request that passed validation ended: every one does, in exactly one of these ways."""
+
+Reason = Literal[
+    "not_ready",
+    "queue_full",
+    "deadline_out_of_reach",
+    "key_limit",
+    "client_left",
+    "deadline",
+    "out_of_memory",
+    "not_finite",
+    "storage",
+    "internal",
+]
+"""Why a request that passed validation was not completed."""
+
+StorageOperation = Literal["put", "open", "delete", "expire"]
+
+Delivery = Literal["delivered", "failed", "given_up"]
+"""What came of an attempt to call a webhook; `given_up` is the last failure."""
 
 Shortage = Literal["text", "denoise", "decode", "finish"]
 """The stage that ran out of device memory."""
@@ -46,6 +74,18 @@ REQUESTS = Counter(
     "sana_requests",
     "Requests that passed validation, by how they ended. Accepted are all but the refused ones.",
     ["model", "outcome"],
+    registry=REGISTRY,
+)
+UNCOMPLETED = Counter(
+    "sana_uncompleted_requests",
+    "Requests that passed validation and were not completed, by why; together all outcomes but `completed`.",
+    ["model", "reason"],
+    registry=REGISTRY,
+)
+RESPONSES = Counter(
+    "sana_http_responses",
+    "HTTP responses begun, by kind of route and status; 4xx that stopped before validation are here alone.",
+    ["route", "code"],
     registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
@@ -83,9 +123,29 @@ OUT_OF_MEMORY = Counter(
     registry=REGISTRY,
 )
 
+STORAGE_RETRIES = Counter(
+    "sana_storage_retries",
+    "Operations of remote storage that failed and were tried once more.",
+    ["operation"],
+    registry=REGISTRY,
+)
+STORAGE_ERRORS = Counter(
+    "sana_storage_errors",
+    "Operations that failed for good, a missing file not counted.",
+    ["operation"],
+    registry=REGISTRY,
+)
+WEBHOOKS = Counter("sana_webhook_attempts", "Calls of webhooks, by what came of them.", ["outcome"], registry=REGISTRY)
+START_SECONDS = Gauge(
+    "sana_start_seconds", "Time from the start of loading until ready; 0 before that.", registry=REGISTRY
+)
+ProcessCollector(namespace="sana", registry=REGISTRY)
+
 for _model in MODELS:
     for _outcome in OUTCOMES:
         REQUESTS.labels(_model, _outcome)
+    for _reason in get_args(Reason):
+        UNCOMPLETED.labels(_model, _reason)
     for _stage in STAGES:
         STAGE_SECONDS.labels(_model, _stage)
     for _format in ("jpeg", "png"):
@@ -94,11 +154,26 @@ for _model in MODELS:
         _metric.labels(_model)
 for _shortage in get_args(Shortage):
     OUT_OF_MEMORY.labels(_shortage)
+for _operation in get_args(StorageOperation):
+    STORAGE_ERRORS.labels(_operation)
+    if _operation != "expire":  # remote files expire by the bucket's own rule
+        STORAGE_RETRIES.labels(_operation)
+for _delivery in get_args(Delivery):
+    WEBHOOKS.labels(_delivery)
+for _route in ("generate", "sprint"):
+    for _code in (200, 400, 401, 413, 415, 422, 429, 500, 503, 504):
+        RESPONSES.labels(_route, str(_code))
 
 
-def count_request(model: ModelName, outcome: Outcome) -> None:
-    """A request that passed validation has ended."""
+def count_request(model: ModelName, outcome: Outcome, reason: Reason | None = None) -> None:
+    """A request that passed validation has ended.
+
+    Args:
+        reason: why it was not completed; None where it was.
+    """
     REQUESTS.labels(model, outcome).inc()
+    if reason is not None:
+        UNCOMPLETED.labels(model, reason).inc()
 
 
 def count_answer(model: ModelName, request: BaseInput, output: Output, units: int, seconds: float) -> None:
@@ -123,21 +198,33 @@ class LiveState(Collector):
         engine: the engine, or None while the models load.
         encoder: what its artifacts go through.
         max_queue: jobs that may wait.
+        max_work: megapixel-steps that may wait.
     """
 
     def __init__(
-        self, ready: Callable[[], bool], engine: Callable[[], Engine | None], encoder: Encoder, max_queue: int
+        self,
+        ready: Callable[[], bool],
+        engine: Callable[[], Engine | None],
+        encoder: Encoder,
+        max_queue: int,
+        max_work: float = 0.0,
     ) -> None:
         self._ready = ready
         self._engine = engine
         self._encoder = encoder
         self._max_queue = max_queue
+        self._max_work = max_work
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine()
         yield _gauge("sana_ready", "1 where the service takes requests, as /readyz says.", float(self._ready()))
         yield _gauge("sana_queue_jobs", "Requests that wait for a device.", float(engine.queued if engine else 0))
         yield _gauge("sana_queue_capacity_jobs", "Requests that may wait, SANA_MAX_QUEUE.", float(self._max_queue))
+        work = engine.queued_work if engine else 0.0
+        yield _gauge("sana_queue_work_megapixel_steps", "Work that waits: megapixels as drawn, times steps.", work)
+        yield _gauge("sana_queue_capacity_megapixel_steps", "Work that may wait, SANA_MAX_QUEUE_WORK.", self._max_work)
+        oldest = engine.oldest_queued_seconds if engine else 0.0
+        yield _gauge("sana_queue_oldest_seconds", "How long the request that came first has waited.", oldest)
         yield _gauge("sana_running_jobs", "Requests on a device.", float(engine.running if engine else 0))
         wait = GaugeMetricFamily(
             "sana_predicted_wait_seconds",
@@ -189,28 +276,52 @@ def render(text: str) -> str:
     return "".join(others) + generate_latest(REGISTRY).decode()
 
 
+@dataclass(frozen=True)
+class Described:
+    """One metric as `/metrics` names it.
+
+    Args:
+        name: with a counter's `_total`.
+        kind: counter, gauge or histogram.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+def catalogue() -> list[Described]:
+    """All metrics, the live gauges as they are before the models are loaded."""
+    from sana_service.images import Encoder
+
+    encoder = Encoder(workers=1)
+    live = LiveState(lambda: False, lambda: None, encoder, 0)
+    try:
+        families = [*REGISTRY.collect(), *live.collect()]
+    finally:
+        encoder.close()
+    return sorted({_describe(family) for family in families}, key=lambda one: one.name)
+
+
+def _describe(family: Metric) -> Described:
+    labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    return Described(name, family.type, tuple(labels) or _LABELS.get(name, ()), family.documentation)
+
+
 def table() -> str:
     """All metrics as a Markdown table."""
     lines = ["| metric | type | labels | what |", "| --- | --- | --- | --- |"]
-    for family in sorted(REGISTRY.collect(), key=lambda family: family.name):
-        labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        shown = ", ".join(f"`{label}`" for label in labels) or _LABELS.get(name, "")
-        lines.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    for one in catalogue():
+        shown = ", ".join(f"`{label}`" for label in one.labels)
+        lines.append(f"| `{one.name}` | {one.kind} | {shown} | {one.help} |")
     return "\n".join(lines) + "\n"
 
 
-_LABELS = {f"sana_device_memory_{kind}_bytes": "`device`" for kind in ("allocated", "reserved", "peak")}
+_LABELS = {f"sana_device_memory_{kind}_bytes": ("device",) for kind in ("allocated", "reserved", "peak")}
 """Of metrics that have no sample where the table is made."""
 
 
-def main() -> None:
-    """Print the table, with the live gauges as they are before the models are loaded."""
-    from sana_service.images import Encoder
-
-    REGISTRY.register(LiveState(lambda: False, lambda: None, Encoder(), 0))
-    print(table(), end="")
-
-
 if __name__ == "__main__":
-    main()
+    print(table(), end="")

@@ -23,17 +23,16 @@ import torch
 
 from sana_service.callers import CallerLimit
 from sana_service.contract.answers import units_of
-from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
-from sana_service.contract.fal import StartTimeout
+from sana_service.contract.errors import Unavailable
 from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
 from sana_service.engine.engine import Engine
-from sana_service.engine.errors import NotReady
 from sana_service.generation import Extras, Generation
 from sana_service.images import Encoder
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
-from sana_service.metrics import REGISTRY, LiveState, Outcome, count_answer, count_request
+from sana_service.metrics import REGISTRY, START_SECONDS, LiveState, count_answer, count_request
 from sana_service.models.load import load_models, resolve_devices, resolve_kind
+from sana_service.outcomes import outcome_of, reason_of
 from sana_service.safety import load_safety_model
 from sana_service.startup import load_signer
 from sana_service.storage import Storage, StorageError
@@ -67,7 +66,11 @@ class Runtime:
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        REGISTRY.register(LiveState(lambda: self.ready, self._engine, self._encoder, settings.max_queue))
+        REGISTRY.register(
+            LiveState(
+                lambda: self.ready, self._engine, self._encoder, settings.max_queue, max_work=settings.max_queue_work
+            )
+        )
         self.jobs = JobService(
             settings,
             open_store(settings.jobs_url or default_url(settings.storage_url)),
@@ -124,7 +127,7 @@ class Runtime:
             ServiceError: the request cannot be served.
         """
         if self._generation is None or not self.ready:
-            count_request(model, "refused")
+            count_request(model, "refused", "not_ready")
             raise Unavailable("The service drains." if self._draining else "The models are still loading.")
         self._in_flight += 1
         self._idle.clear()
@@ -133,7 +136,7 @@ class Runtime:
             with self._callers.place(partial(self._generation.engine.predicted_wait, model)):
                 output = await self._generation.run(model, request, base_url, extras)
         except BaseException as error:
-            count_request(model, _outcome(error))
+            count_request(model, outcome_of(error), reason_of(error))
             raise
         else:
             count_answer(model, request, output, units_of(request), time.perf_counter() - started)
@@ -170,6 +173,7 @@ class Runtime:
         gc.collect()
         gc.freeze()
         self._ready = True
+        START_SECONDS.set(time.monotonic() - started)
         logger.info("ready after %.1f s", time.monotonic() - started)
 
     async def _warm_up(self, generation: Generation) -> None:
@@ -219,20 +223,6 @@ class Runtime:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _outcome(error: BaseException) -> Outcome:
-    """How a request ended that was not answered with images."""
-    match error:
-        case asyncio.CancelledError():
-            return "cancelled"
-        case Overloaded():
-            return "refused"
-        case Unavailable() if isinstance(error.__cause__, NotReady):
-            return "refused"
-        case DeadlinePassed() | StartTimeout():
-            return "expired"
-    return "failed"
 
 
 def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> Generation:

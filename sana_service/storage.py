@@ -14,7 +14,6 @@ rule, not this module's.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import secrets
@@ -30,7 +29,10 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-logger = logging.getLogger(__name__)
+from sana_service.metrics import STORAGE_ERRORS, STORAGE_RETRIES, StorageOperation
+from sana_service.telemetry import get_logger
+
+logger = get_logger("storage")
 
 _Result = TypeVar("_Result")
 
@@ -129,7 +131,8 @@ class Storage:
         if extension not in _CONTENT_TYPES:
             raise ValueError(f"extension must be one of {', '.join(_CONTENT_TYPES)}, not {extension!r}")
         name = f"{secrets.token_hex(16)}.{extension}"
-        self._backend.write(name, data, _CONTENT_TYPES[extension])
+        with _counted("put"):
+            self._backend.write(name, data, _CONTENT_TYPES[extension])
         return name
 
     def open(self, name: str) -> StoredFile | None:
@@ -141,7 +144,8 @@ class Storage:
         if not _NAME.fullmatch(name):
             return None
         try:
-            data, modified = self._backend.read(name)
+            with _counted("open"):
+                data, modified = self._backend.read(name)
         except FileNotFoundError:
             return None
         return StoredFile(data, _CONTENT_TYPES[name.rpartition(".")[2]], modified)
@@ -154,7 +158,8 @@ class Storage:
         """
         if _NAME.fullmatch(name):
             try:
-                self._backend.remove(name)
+                with _counted("delete"):
+                    self._backend.remove(name)
             except FileNotFoundError:
                 return
 
@@ -186,7 +191,17 @@ class Storage:
         Raises:
             StorageError: the folder cannot be read, or a file in it cannot be deleted.
         """
-        return self._backend.expire(now)
+        with _counted("expire"):
+            return self._backend.expire(now)
+
+
+@contextmanager
+def _counted(operation: StorageOperation) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        STORAGE_ERRORS.labels(operation).inc()
+        raise
 
 
 class _Folder:
@@ -305,25 +320,25 @@ class _Remote:
     def write(self, name: str, data: bytes, content_type: str) -> None:
         options = {"ContentType": content_type} if self._is_s3 else {}
         try:
-            self._call(lambda files, root: files.pipe_file(f"{root}/{name}", data, **options))
+            self._call("put", lambda files, root: files.pipe_file(f"{root}/{name}", data, **options))
         except FileNotFoundError as error:
             raise StorageError(f"{self._label} does not exist: {_line(error)}") from error
 
     def read(self, name: str) -> tuple[bytes, float]:
-        data: bytes = self._call(lambda files, root: files.cat_file(f"{root}/{name}"))
-        facts: dict[str, Any] = self._call(lambda files, root: files.info(f"{root}/{name}"))
+        data: bytes = self._call("open", lambda files, root: files.cat_file(f"{root}/{name}"))
+        facts: dict[str, Any] = self._call("open", lambda files, root: files.info(f"{root}/{name}"))
         modified = next((facts[key] for key in _MODIFIED_KEYS if facts.get(key)), None)
         if isinstance(modified, datetime):
             modified = modified.timestamp()
         return data, modified if isinstance(modified, int | float) else time.time()
 
     def remove(self, name: str) -> None:
-        self._call(lambda files, root: files.rm_file(f"{root}/{name}"))
+        self._call("delete", lambda files, root: files.rm_file(f"{root}/{name}"))
 
     def expire(self, now: float) -> int:
         return 0
 
-    def _call(self, operation: Callable[[Any, str], _Result]) -> _Result:
+    def _call(self, kind: StorageOperation, operation: Callable[[Any, str], _Result]) -> _Result:
         """An operation's result, tried twice unless its failure is an answer."""
         try:
             return operation(*self._root)
@@ -334,6 +349,7 @@ class _Remote:
         # The exceptions of fsspec's many backends have no base of their own.
         except Exception as error:
             logger.warning("%s failed and is tried once more: %s", self._label, _line(error))
+        STORAGE_RETRIES.labels(kind).inc()
         time.sleep(_RETRY_AFTER_SECONDS)
         try:
             return operation(*self._root)

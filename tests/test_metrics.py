@@ -24,6 +24,7 @@ class Idle:
     """An engine with something to tell."""
 
     queued, running, devices, devices_lost = 3, 2, 4, 1
+    queued_work, oldest_queued_seconds = 56.7, 1.25
 
     def predicted_wait(self, model: str) -> float:
         return {"base": 7.5, "sprint": 0.5}[model]
@@ -35,7 +36,7 @@ class Idle:
 @pytest.fixture
 def exposition():
     """All that `/metrics` has of ours, as Prometheus parses it."""
-    live = metrics.LiveState(lambda: True, Idle, Encoder(workers=1), 64)  # type: ignore[arg-type]
+    live = metrics.LiveState(lambda: True, Idle, Encoder(workers=1), 64, 1250.0)  # type: ignore[arg-type]
     metrics.REGISTRY.register(live)
     yield lambda: {family.name: family for family in text_string_to_metric_families(metrics.render(""))}
     metrics.REGISTRY.unregister(live)
@@ -61,11 +62,27 @@ def test_live_gauges_are_the_engines(exposition):
     expected = {
         "sana_ready": 1, "sana_queue_jobs": 3, "sana_queue_capacity_jobs": 64, "sana_running_jobs": 2,
         "sana_devices": 4, "sana_devices_lost": 1, "sana_encoder_waiting_images": 0,
-        "sana_device_memory_peak_bytes": 3,
+        "sana_device_memory_peak_bytes": 3, "sana_queue_work_megapixel_steps": 56.7,
+        "sana_queue_capacity_megapixel_steps": 1250, "sana_queue_oldest_seconds": 1.25,
     }  # fmt: skip
     assert {name: families[name].samples[0].value for name in expected} == expected
     waits = {s.labels["model"]: s.value for s in families["sana_predicted_wait_seconds"].samples}
     assert waits == {"base": 7.5, "sprint": 0.5}
+
+
+def test_what_is_not_completed_is_counted_by_why_too():
+    def total(name: str) -> float:
+        family = next(family for family in metrics.REGISTRY.collect() if family.name == name)
+        return sum(s.value for s in family.samples if s.labels["outcome" if "outcome" in s.labels else "reason"])
+
+    done = value("sana_requests_total", model="base", outcome="completed")
+    ends, reasons = total("sana_requests"), total("sana_uncompleted_requests")
+    metrics.count_request("base", "completed")
+    metrics.count_request("base", "refused", "queue_full")
+    metrics.count_request("sprint", "failed", "storage")
+    assert value("sana_requests_total", model="base", outcome="completed") == done + 1
+    assert total("sana_requests") - ends == 3
+    assert total("sana_uncompleted_requests") - reasons == 2
 
 
 def test_an_answer_is_counted_in_all_its_units():

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from sana_service import metrics
 from sana_service.storage import Storage, StorageError, StoredFile
 
 TTL = 60
@@ -85,6 +86,17 @@ def s3_url() -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+def _counts(operation: str) -> tuple[float, float]:
+    """Errors and retries of an operation so far."""
+    errors, retries = (
+        metrics.REGISTRY.get_sample_value(f"sana_storage_{kind}_total", {"operation": operation})
+        for kind in ("errors", "retries")
+    )
+    assert errors is not None
+    assert retries is not None
+    return errors, retries
 
 
 def _aim_at(patch: pytest.MonkeyPatch, url: str) -> None:
@@ -388,10 +400,12 @@ class TestS3:
             Bucket="denied", Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         )
         denied = Storage("s3://denied", TTL)
+        errors, retries = _counts("put")
         with pytest.raises(StorageError, match=r"^s3://denied refuses: ") as caught:
             denied.put(b"x", "png")
         assert isinstance(caught.value.__cause__, PermissionError)
         assert not [record for record in caplog.records if "once more" in record.message]
+        assert _counts("put") == (errors + 1, retries)
 
     def test_no_server_is_an_error_within_seconds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with closing(socket.socket()) as unused:
@@ -412,12 +426,15 @@ class TestS3:
         with _Flaky(s3_url, broken) as url:
             _aim_at(monkeypatch, url)
             storage = Storage("s3://images/flaky", TTL)
+            errors, retries = _counts("put")
             if heals:
                 name = storage.put(b"abc", "png")
                 assert bucket.head_object(Bucket="images", Key=f"flaky/{name}")["ContentLength"] == 3
             else:
                 with pytest.raises(StorageError, match="failed twice"):
                     storage.put(b"abc", "png")
+                # A dropped connection alone is opened again by the HTTP client, before this service hears of it.
+                assert _counts("put") == (errors + 1, retries + 1)
 
 
 class _Flaky:

@@ -123,6 +123,13 @@ class JobQueue:
         with self._lock:
             return sum(self._work(ticket.job) for ticket in self._tickets())
 
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the job that came first has waited; 0 where none waits."""
+        with self._lock:
+            came = min((ticket.submitted_at for ticket in self._tickets()), default=None)
+        return 0.0 if came is None else time.monotonic() - came
+
     def position(self, job: Job) -> int | None:
         """Jobs of its endpoint that wait before this one; None where it does not wait."""
         with self._lock:

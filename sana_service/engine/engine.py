@@ -97,6 +97,11 @@ class Engine:
         """Megapixel-steps that wait."""
         return self._queue.waiting_work
 
+    @property
+    def oldest_queued_seconds(self) -> float:
+        """How long the job that came first has waited; 0 where none waits."""
+        return self._queue.oldest_seconds
+
     def position(self, job: Job) -> int | None:
         """Jobs that wait before this one; None where it does not wait: it runs, has ended or never came."""
         return self._queue.position(job)

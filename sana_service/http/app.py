@@ -1,6 +1,7 @@
 """The ASGI application around BentoML's: what a request passes through, in order.
 
 envelope     request id, time spent
+counter      responses by kind of route and status
 CORS         when origins are configured
 boundary     errors become responses
 headers      431
@@ -29,6 +30,7 @@ from sana_service.contract.billing import BILLING_HEADER
 from sana_service.contract.openapi import openapi_document
 from sana_service.http.body import HeaderLimit, RequestBody
 from sana_service.http.boundary import ErrorBoundary
+from sana_service.http.counting import ResponseCounter
 from sana_service.http.endpoints import Files, document_route
 from sana_service.http.envelope import REQUEST_ID_HEADER, Envelope
 from sana_service.http.fal import Queue, key_set_response
@@ -103,7 +105,7 @@ def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage, runtime: Ca
             allow_headers=_REQUEST_HEADERS,
             expose_headers=_EXPOSED_HEADERS,
         )
-    return _HttpOnly(Envelope(app), bentoml_app)
+    return _HttpOnly(Envelope(ResponseCounter(app, settings.app)), bentoml_app)
 
 
 class _HttpOnly:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sana_service.jobs.guard import Refused, check_url, post
 from sana_service.jobs.record import Delivery, JobRecord, StoreError
 from sana_service.jobs.store import JobStore
+from sana_service.metrics import WEBHOOKS
 from sana_service.telemetry import get_logger
 
 logger = get_logger("webhooks")
@@ -119,12 +120,15 @@ class WebhookSender:
         job_id = delivery.record.job.id
         outcome = await asyncio.to_thread(self._attempt, delivery.record)
         if outcome is None:
+            WEBHOOKS.labels("delivered").inc()
             await asyncio.to_thread(self._store.delivered, job_id)
             return
         if delivery.attempt + 1 >= MAX_ATTEMPTS:
+            WEBHOOKS.labels("given_up").inc()
             logger.warning("the webhook of job %s is given up after %d attempts: %s", job_id, MAX_ATTEMPTS, outcome)
             await asyncio.to_thread(self._store.delivered, job_id)
             return
+        WEBHOOKS.labels("failed").inc()
         logger.info("the webhook of job %s failed and is tried again: %s", job_id, outcome)
         await asyncio.to_thread(self._store.retry_delivery, job_id, time.time() + delay_seconds(delivery.attempt))
 
