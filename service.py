@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from sana_service.container import image
 from sana_service.contract.answers import answer_headers
 from sana_service.contract.errors import ServiceError
 from sana_service.contract.fal import Wishes, read_wishes
@@ -66,7 +67,9 @@ class SanaService(bentoml.Service[Any]):
         return _Document(openapi_document(max_pixels=settings.max_pixels, secured=settings.api_keys_file is not None))
 
 
-@bentoml.service(name="sana", service_class=SanaService, workers=1, traffic={"timeout": _TIMEOUT_SECONDS})
+@bentoml.service(
+    name="sana", image=image(), service_class=SanaService, workers=1, traffic={"timeout": _TIMEOUT_SECONDS}
+)
 class Sana:
     """Text to image with NVIDIA's Sana (`generate`) and SANA-Sprint (`sprint`)."""
 

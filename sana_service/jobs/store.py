@@ -96,7 +96,7 @@ def open_store(url: str) -> JobStore:
     """The store that a URL names.
 
     Raises:
-        ValueError: no such kind of store, or its package is missing; one line.
+        ValueError: no such kind of store; one line.
         StoreError: it cannot be opened.
     """
     scheme = urlsplit(url).scheme
@@ -105,10 +105,8 @@ def open_store(url: str) -> JobStore:
 
         return SqliteStore(sqlite_path(url))
     if scheme in REDIS_SCHEMES:
-        try:
-            from sana_service.jobs.redis import RedisStore
-        except ImportError as error:
-            raise ValueError("redis is not installed: install sana-service[redis]") from error
+        from sana_service.jobs.redis import RedisStore
+
         return RedisStore(url)
     raise ValueError("must be a URL such as sqlite:///var/lib/sana/jobs.db or redis://host:6379/0")
 
