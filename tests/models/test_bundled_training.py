@@ -160,3 +160,14 @@ def test_a_blob_is_no_shape():
         y, x = rng.integers(330, 640, 2)
         image[y : y + 60, x : x + 60] = image[512, 512]
     assert not pixels.score(image, asked).shape
+
+
+def test_sharpness_is_one_for_a_true_rendering_and_falls_with_blur():
+    scene = Scene("pair", (Thing("heart", "red"), Thing("ring", "blue")), WHITE, place="right")
+    image = rendered(scene)  # with jitter
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    blurred = torch.nn.functional.avg_pool2d(planes, 5, 1, 2)[0].permute(1, 2, 0).byte().numpy()
+    assert pixels.sharpness(image, scene) == pytest.approx(1, abs=0.05)
+    # An upright edge that rose over one pixel or two rises over five or six.
+    assert 0.15 < pixels.sharpness(blurred, scene) < 0.45
+    assert pixels.sharpness(np.full_like(image, 248), scene) == 0

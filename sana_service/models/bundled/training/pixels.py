@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sana_service.models.bundled.training.language import COLOURS, SHAPES, Scene, place
-from sana_service.models.bundled.training.scenes import signed_distance
+from sana_service.models.bundled.training.scenes import pictures, signed_distance, tabulate
 
 FOREGROUND_DISTANCE = 40.0  # half the distance of the palette's closest pair, orange and yellow
 SMALLEST_SHARE = 0.0008  # of the picture's area; specks below it are not objects
 OUTLINE_OVERLAP = 0.80  # intersection over union with the outline, below which a shape is melted
 TEMPLATE_SIDE, TEMPLATE_REACH = 72, 1.35
+EDGE_REACH = 0.012  # of the shorter side, how far from the true outline a picture's own is looked for
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -126,6 +127,29 @@ def score(image: Pixels, scene: Scene) -> Score:
         and all((f.colour, f.shape) == (e.thing.colour, e.thing.shape) for f, e in pairs)
         and all(abs(f.x - e.x) < reach and abs(f.y - e.y) < reach for f, e in pairs),
     )
+
+
+def sharpness(image: Pixels, scene: Scene) -> float:
+    """How steep the picture is where the true outlines are, beside a true rendering: 1 is as sharp.
+
+    The steepest place near each pixel of the true outlines counts, so that neither a blurred edge nor a missing one
+    does, and a shift within the scenes' own jitter does not matter.
+    """
+    height, width = image.shape[:2]
+    true = (pictures(tabulate([scene], [(width, height)], seed=0, jitter=False)) + 1) * 127.5
+    expected = _steepness(true)
+    reach = round(EDGE_REACH * min(height, width))
+    drawn = _steepness(torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None])
+    outline = expected > 10
+    own, best = (F.max_pool2d(steep, 2 * reach + 1, 1, reach)[outline].mean() for steep in (drawn, expected))
+    return float(own / best)
+
+
+def _steepness(image: Tensor) -> Tensor:
+    """Length of the colour's gradient at each pixel: (1, 3, height, width) to (1, height, width)."""
+    down = F.pad(image.diff(dim=2), (0, 0, 0, 1))
+    right = F.pad(image.diff(dim=3), (0, 1))
+    return (down.square() + right.square()).sum(dim=1).sqrt()
 
 
 def _spread(expected: list) -> bool:  # type: ignore[type-arg]

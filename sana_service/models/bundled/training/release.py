@@ -1,7 +1,8 @@
 """Take a stage's output into the package: `python -m sana_service.models.bundled.training.release FOLDER`.
 
-Copies the modules found there over the bundled ones, rewrites both pipelines' folders and the manifest. The sprint
-transformer is the base's under other names until one of its own is found in FOLDER/sprint.
+Copies the modules found there over the bundled ones, rewrites both pipelines' folders and the manifest. A sprint
+transformer in FOLDER/sprint/transformer is taken, else the bundled one kept; where there is none yet it is the base's
+under other names.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def release(output: Path, package: Path) -> None:
     text_encoder = Gemma2Model.from_pretrained(newest("text_encoder"))
     vae = AutoencoderDC.from_pretrained(newest("vae"))
     transformer = SanaTransformer2DModel.from_pretrained(newest("transformer"))
-    if (output / "sprint").is_dir():
-        sprint = SanaTransformer2DModel.from_pretrained(output / "sprint")
-    else:
-        sprint = sprint_from_base(transformer, Architecture())
+    made = [folder / "sprint/transformer" for folder in (output, package)]
+    found = [folder for folder in made if folder.is_dir()]
+    sprint = (
+        SanaTransformer2DModel.from_pretrained(found[0]) if found else sprint_from_base(transformer, Architecture())
+    )
     base_scheduler, sprint_scheduler = schedulers()
     tokenizer = package / "base" / "tokenizer"
     write_pipeline(package / "base", "SanaPipeline", transformer, base_scheduler, shared=(tokenizer, text_encoder, vae))
