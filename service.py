@@ -23,9 +23,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sana_service.container import image
-from sana_service.contract.answers import answer_headers
 from sana_service.contract.errors import ServiceError
 from sana_service.contract.fal import Wishes, read_wishes
+from sana_service.contract.idempotency import IDEMPOTENCY_HEADER, REPLAYED_HEADER, read_idempotency_key
 from sana_service.contract.openapi import openapi_document
 from sana_service.contract.schemas import (
     BaseInput,
@@ -110,9 +110,10 @@ class Sana:
         try:
             wishes = _wishes(ctx)
             extras = Extras(start_within_seconds=wishes.start_within_seconds)
-            work = self.runtime.generate(model, request, base_url(ctx.request.scope), extras)
-            output = await until_disconnect(work, ctx.request.receive)
-            if wishes.lifetime_seconds is not None and not request.sync_mode:
+            key = read_idempotency_key(ctx.request.headers.getlist(IDEMPOTENCY_HEADER), inline=request.sync_mode)
+            work = self.runtime.answer(key, model, request, base_url(ctx.request.scope), extras)
+            output, headers = await until_disconnect(work, ctx.request.receive)
+            if wishes.lifetime_seconds is not None and not request.sync_mode and REPLAYED_HEADER not in headers:
                 names = [image.file_name for image in output.images]
                 await self.runtime.jobs.delete_later(names, wishes.lifetime_seconds)
         except ServiceError as error:
@@ -123,7 +124,7 @@ class Sana:
         except Exception:
             logger.exception("%s failed", model)
             return _refuse(ctx, ServiceError())
-        ctx.response.headers.update(answer_headers(request, output))
+        ctx.response.headers.update(headers)
         return output
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sana_service import __version__
 from sana_service.contract.errors import DeadlinePassed, Unavailable, from_engine
 from sana_service.contract.fal import StartTimeout
+from sana_service.contract.idempotency import Superseded
 from sana_service.contract.schemas import BaseInput, ImageFile, Output, SanaOutput, SanaSprintOutput
 from sana_service.contract.sizes import resolve_size
 from sana_service.contract.styles import apply_style
@@ -29,7 +30,7 @@ from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger, request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from sana_service.engine.engine import Engine
     from sana_service.engine.observer import Observer
@@ -51,11 +52,13 @@ class Extras:
         observer: is told how far the work is.
         start_within_seconds: give up where the engine has not begun by then.
         jpeg_quality: 1 to 100; None for the service's own.
+        settle: is given the output before it is final; raises `Superseded` where another replica has answered.
     """
 
     observer: Observer | None = None
     start_within_seconds: float | None = None
     jpeg_quality: int | None = None
+    settle: Callable[[Output], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,10 @@ class Generation:
                     files = await self._publish(encoded, request.sync_mode, base_url)
         except TimeoutError as error:
             raise DeadlinePassed("The request's deadline passed before the image was stored.") from error
-        return self._output(request, job, artifact, files, timings)
+        output = self._output(request, job, artifact, files, timings)
+        if extras.settle is not None:
+            await self._settle(output, extras.settle)
+        return output
 
     def _job(self, model: ModelName, request: BaseInput, deadline: float, observer: Observer | None) -> Job:
         size = resolve_size(request.image_size)
@@ -168,7 +174,8 @@ class Generation:
             asyncio.ensure_future(asyncio.to_thread(self.storage.put, image.data, image.extension)) for image in images
         ]
         try:
-            names = await asyncio.gather(*puts)
+            # Shielded: a put that was cancelled would go on in its thread, and its file would stay.
+            names = await asyncio.gather(*map(asyncio.shield, puts))
         except (StorageError, asyncio.CancelledError) as error:
             await asyncio.shield(self._withdraw(puts))
             if isinstance(error, StorageError):
@@ -177,6 +184,16 @@ class Generation:
             raise
         base = self.settings.public_url or base_url
         return [_file(image, name, f"{base}/files/{name}") for image, name in zip(images, names, strict=True)]
+
+    async def _settle(self, output: Output, settle: Callable[[Output], Awaitable[None]]) -> None:
+        try:
+            # The client may leave meanwhile: what is kept of the answer and its images stay together.
+            await asyncio.shield(settle(output))
+        except Superseded:
+            for image in output.images:
+                with contextlib.suppress(StorageError):
+                    await asyncio.to_thread(self.storage.delete, image.file_name)
+            raise
 
     async def _withdraw(self, puts: Sequence[asyncio.Future[str]]) -> None:
         """Delete what was stored for a request that failed; expiry would find it later anyway."""
@@ -196,6 +213,11 @@ class Generation:
             prompt=request.prompt,
             timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
         ).denoised_with(artifact.batch_images)
+
+
+def output_model(model: ModelName) -> type[Output]:
+    """The response model of an endpoint."""
+    return _OUTPUTS[model]
 
 
 def _file(image: EncodedImage, name: str, url: str) -> ImageFile:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.fal import StartTimeout
+from sana_service.contract.idempotency import Superseded
 from sana_service.engine.errors import DeadlineOutOfReach, NotFinite, NotReady, OutOfDeviceMemory, QueueFull
 from sana_service.storage import StorageError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _OF_THE_ERROR: tuple[tuple[tuple[type[BaseException], ...], Reason], ...] = (
-    ((asyncio.CancelledError,), "client_left"),
+    ((asyncio.CancelledError, Superseded), "client_left"),
     ((DeadlinePassed, StartTimeout), "deadline"),
 )
 _OF_ITS_CAUSE: tuple[tuple[type[Exception], Reason], ...] = (
@@ -31,7 +32,7 @@ _OF_ITS_CAUSE: tuple[tuple[type[Exception], Reason], ...] = (
 def outcome_of(error: BaseException) -> Outcome:
     """How a request ended that was not answered with images."""
     match error:
-        case asyncio.CancelledError():
+        case asyncio.CancelledError() | Superseded():
             return "cancelled"
         case Overloaded():
             return "refused"

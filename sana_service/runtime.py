@@ -15,19 +15,22 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sana_service.callers import CallerLimit
-from sana_service.contract.answers import units_of
+from sana_service.callers import CallerLimit, caller
+from sana_service.contract.answers import answer_headers, units_of
 from sana_service.contract.errors import Unavailable
+from sana_service.contract.idempotency import REPLAYED_HEADER
 from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
 from sana_service.engine.engine import Engine
-from sana_service.generation import Extras, Generation
+from sana_service.generation import Extras, Generation, output_model
 from sana_service.images import Encoder
+from sana_service.jobs.once import Answer, Once, Settle, fingerprint, key_name, open_keys
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
 from sana_service.metrics import REGISTRY, START_SECONDS, LiveState, count_answer, count_request
@@ -80,6 +83,8 @@ class Runtime:
             forget=self._forget,
         )
 
+        self._once = Once(open_keys(settings.jobs_url), settings.file_ttl_seconds, settings.request_timeout_seconds)
+
     @property
     def ready(self) -> bool:
         """Whether a warm-up made an image on each endpoint, and requests are still accepted."""
@@ -109,6 +114,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.jobs.close()
+        self._once.close()
         if self._generation is not None:
             await asyncio.to_thread(self._generation.engine.stop)
         self._encoder.close()
@@ -145,6 +151,31 @@ class Runtime:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+
+    async def answer(
+        self, key: str | None, model: ModelName, request: BaseInput, base_url: str, extras: Extras
+    ) -> tuple[Output, dict[str, str]]:
+        """The output and headers of a request; with a key that was answered before, those of that time.
+
+        Raises:
+            ServiceError: the request cannot be served, or the key came with another one.
+        """
+        if key is None:
+            output = await self.generate(model, request, base_url, extras)
+            return output, answer_headers(request, output)
+        made: list[Output] = []
+
+        async def work(settle: Settle) -> None:
+            async def keep(output: Output) -> None:
+                await settle(Answer(output.model_dump_json(), answer_headers(request, output)))
+
+            made.append(await self.generate(model, request, base_url, replace(extras, settle=keep)))
+
+        name = key_name(caller.get(), key)
+        kept = await self._once.serve(name, fingerprint(model, request.model_dump_json()), work)
+        if kept is None:
+            return made[0], answer_headers(request, made[0])
+        return output_model(model).model_validate_json(kept.body), {**kept.headers, REPLAYED_HEADER: "true"}
 
     async def _generate_job(self, model: ModelName, request: BaseInput, base_url: str, observer: Observer) -> Output:
         return await self.generate(model, request, base_url, Extras(observer=observer))

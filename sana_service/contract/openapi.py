@@ -15,6 +15,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from sana_service import __version__
 from sana_service.contract.billing import BILLING_HEADER
+from sana_service.contract.idempotency import KEY_PATTERN
 from sana_service.contract.schemas import SanaOutput, SanaSprintOutput, SprintInput, TextToImageInput
 
 FILE_NAME_PATTERN = r"^[0-9a-f]{32}\.(jpg|png)$"
@@ -54,7 +55,7 @@ _PROBLEM = {
 _FIELD_PROBLEMS = {
     "type": "object",
     "title": "FieldProblems",
-    "description": "One entry for each fault in the body.",
+    "description": "One entry for each fault in the body, or in the Idempotency-Key.",
     "required": ["detail"],
     "properties": {
         "detail": {
@@ -96,6 +97,19 @@ _SERVER_TIMING = _header("Milliseconds spent in each stage.", {"type": "string"}
 _RETRY_AFTER = _header("Seconds to wait before the next try.", {"type": "string", "pattern": "^[0-9]+$"})
 
 
+_REPLAYED = _header(
+    "The request's key was answered before: this is that answer, drawn and billed then.",
+    {"type": "string", "enum": ["true"]},
+)
+_IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Requests with one key are one request: drawn and billed once, answered each time. A key belongs to "
+    "its API key and is kept as long as the images. Not with `sync_mode`.",
+    "schema": {"type": "string", "pattern": f"^{KEY_PATTERN}$"},
+}
+
+
 def _common_headers() -> dict[str, Any]:
     return {"x-request-id": _REQUEST_ID, "Server-Timing": _SERVER_TIMING}
 
@@ -125,6 +139,7 @@ def _generation(
         "summary": summary,
         "description": description,
         "tags": ["generation"],
+        "parameters": [_IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
             "content": {_JSON: {"schema": {"$ref": _REF.format(model=request)}}},
@@ -132,7 +147,7 @@ def _generation(
         "responses": {
             "200": {
                 "description": "The images, their seed and what the safety model said.",
-                "headers": _common_headers() | {BILLING_HEADER: _BILLABLE_UNITS},
+                "headers": _common_headers() | {BILLING_HEADER: _BILLABLE_UNITS, "Idempotent-Replayed": _REPLAYED},
                 "content": {_JSON: {"schema": {"$ref": _REF.format(model=response)}}},
             },
             **_errors(_POST_ERRORS),

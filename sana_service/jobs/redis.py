@@ -139,6 +139,18 @@ return purged
 """
 
 
+def connect(url: str) -> tuple[redis.Redis, str]:
+    """A client of a server, and the server's name without credentials. Nothing is contacted before first use."""
+    scheme, _, rest = url.partition("://")
+    client = redis.Redis.from_url(
+        f"{'rediss' if scheme in {'rediss', 'valkeys'} else 'redis'}://{rest}",
+        socket_timeout=_TIMEOUT_SECONDS,
+        socket_connect_timeout=_TIMEOUT_SECONDS,
+        health_check_interval=30,
+    )
+    return client, f"{scheme}://{urlsplit(url).hostname}"
+
+
 class RedisStore:
     """A `JobStore` on a server.
 
@@ -147,15 +159,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str) -> None:
-        scheme, _, rest = url.partition("://")
-        host = urlsplit(url).hostname
-        self._label = f"{scheme}://{host}"
-        self._redis = redis.Redis.from_url(
-            f"{'rediss' if scheme in {'rediss', 'valkeys'} else 'redis'}://{rest}",
-            socket_timeout=_TIMEOUT_SECONDS,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            health_check_interval=30,
-        )
+        self._redis, self._label = connect(url)
         head = f"local P = '{_PREFIX}'\nlocal STEP = {_PRIORITY_STEP}\n{_END}"
         script: Callable[[str], Any] = lambda body: self._redis.register_script(head + body)  # noqa: E731
         self._add, self._claim, self._renew = script(_ADD), script(_CLAIM), script(_RENEW)

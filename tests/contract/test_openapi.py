@@ -38,7 +38,11 @@ def test_each_generation_route_has_every_error_and_its_headers() -> None:
             expected = {"x-request-id", "Server-Timing", "x-fal-billable-units"}
             if status in {"429", "503"}:
                 expected.add("Retry-After")
+            if status == "200":
+                expected.add("Idempotent-Replayed")
             assert set(response["headers"]) == expected
+        [key] = paths[route]["post"]["parameters"]
+        assert (key["in"], key["name"], key.get("required", False)) == ("header", "Idempotency-Key", False)
 
 
 def test_keys_are_asked_for_only_when_configured() -> None:

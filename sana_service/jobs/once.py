@@ -1,0 +1,296 @@
+"""A request with a key is served once, however often it is sent and to whichever replica.
+
+    free --claim--> held by its owner --keep--> answered, until it expires
+      ^               |
+      `---release-----'   (an error, or the owner's lease lapsed: it was killed, or hangs)
+
+Only answers with pictures are kept: after an error the same key tries again. Whoever finds the key held waits for its
+end. An owner that was thought dead and comes back finds that it is one no more: its pictures are deleted, and
+it answers with the other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from sana_service.contract.errors import DeadlinePassed, Unavailable
+from sana_service.contract.idempotency import KeyReused, Superseded
+from sana_service.jobs.record import StoreError
+from sana_service.jobs.store import REDIS_SCHEMES
+from sana_service.telemetry import get_logger
+
+logger = get_logger("idempotency")
+
+LEASE_SECONDS = 10.0
+_RENEWALS_PER_LEASE = 4
+_POLL_SECONDS = 0.1
+_MAX_MEMORY_BYTES = 64 * 1024 * 1024
+_ENTRY_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is kept of a served request.
+
+    Args:
+        body: JSON of the response model.
+        headers: of the response.
+    """
+
+    body: str
+    headers: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps({"body": self.body, "headers": self.headers})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Answer:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A key that is taken.
+
+    Args:
+        fingerprint: of the request that it came with.
+        answer: None while somebody works on it.
+    """
+
+    fingerprint: str
+    answer: Answer | None
+
+
+class KeyStore(Protocol):
+    """Where keys are kept. All methods block, are atomic, and raise `StoreError` where the store does not answer."""
+
+    def claim(self, name: str, fingerprint: str, owner: str, lease_seconds: float) -> Held | None:
+        """Take a free key; otherwise say who has it."""
+
+    def renew(self, name: str, owner: str, lease_seconds: float) -> None:
+        """Hold it longer, where it is still the owner's."""
+
+    def keep(self, name: str, fingerprint: str, owner: str, answer: Answer, seconds: float) -> bool:
+        """Keep an answer; False where the key is another's by now."""
+
+    def release(self, name: str, owner: str) -> None:
+        """Free it, where it is still the owner's."""
+
+    def close(self) -> None:
+        """Give back what the store holds open."""
+
+
+@dataclass
+class _Entry:
+    fingerprint: str
+    owner: str
+    answer: Answer | None
+    until: float
+    size: int = _ENTRY_BYTES
+
+
+class MemoryKeys:
+    """Keys of one process: enough for one replica that is not restarted in between.
+
+    Args:
+        max_bytes: of answers; the oldest are forgotten first.
+        clock: seconds.
+    """
+
+    def __init__(self, max_bytes: int = _MAX_MEMORY_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._bytes = 0
+
+    def claim(self, name: str, fingerprint: str, owner: str, lease_seconds: float) -> Held | None:
+        with self._lock:
+            self._forget()
+            entry = self._entries.get(name)
+            if entry is not None:
+                return Held(entry.fingerprint, entry.answer)
+            self._put(name, _Entry(fingerprint, owner, None, self._clock() + lease_seconds))
+            return None
+
+    def renew(self, name: str, owner: str, lease_seconds: float) -> None:
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None and entry.owner == owner and entry.answer is None:
+                entry.until = self._clock() + lease_seconds
+
+    def keep(self, name: str, fingerprint: str, owner: str, answer: Answer, seconds: float) -> bool:
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None and entry.owner != owner:
+                return False
+            self._drop(name)
+            size = _ENTRY_BYTES + len(answer.body)
+            self._put(name, _Entry(fingerprint, owner, answer, self._clock() + seconds, size))
+            return True
+
+    def release(self, name: str, owner: str) -> None:
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None and entry.owner == owner and entry.answer is None:
+                self._drop(name)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _put(self, name: str, entry: _Entry) -> None:
+        self._entries[name] = entry
+        self._bytes += entry.size
+
+    def _drop(self, name: str) -> None:
+        entry = self._entries.pop(name, None)
+        self._bytes -= 0 if entry is None else entry.size
+
+    def _forget(self) -> None:
+        """Drop what has expired, and the oldest answers beyond the limit; what is worked on stays."""
+        now = self._clock()
+        for name in [name for name, entry in self._entries.items() if entry.until <= now]:
+            self._drop(name)
+        answered = [name for name, entry in self._entries.items() if entry.answer is not None]
+        for name in answered:
+            if self._bytes <= self._max_bytes:
+                return
+            self._drop(name)
+
+
+Settle = Callable[[Answer], Awaitable[None]]
+
+
+class Once:
+    """Serves keys once.
+
+    Args:
+        store: shared by the replicas.
+        keep_seconds: how long an answer is replayed; as long as its images are there.
+        wait_seconds: how long a request waits for another with the same key.
+        lease_seconds: after which a key is free whose owner has fallen silent.
+    """
+
+    def __init__(
+        self, store: KeyStore, keep_seconds: float, wait_seconds: float, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._store = store
+        self._keep_seconds = keep_seconds
+        self._wait_seconds = wait_seconds
+        self._lease_seconds = lease_seconds
+
+    async def serve(self, name: str, fingerprint: str, work: Callable[[Settle], Awaitable[None]]) -> Answer | None:
+        """Do the work, unless somebody did; None where it was done here.
+
+        Args:
+            name: of the key, its caller included.
+            fingerprint: of the request.
+            work: is given what to call with its answer before it is final; that raises `Superseded` where another
+                replica has taken over.
+
+        Raises:
+            KeyReused: the key came with another request.
+            Unavailable: the store does not answer.
+            DeadlinePassed: another request with this key did not end in time.
+            ServiceError: what the work raised; the key is free again.
+        """
+        deadline = time.monotonic() + self._wait_seconds
+        while True:
+            owner = uuid.uuid4().hex
+            held = await self._ask(self._store.claim, name, fingerprint, owner, self._lease_seconds)
+            if held is None:
+                with contextlib.suppress(Superseded):
+                    await self._work(name, fingerprint, owner, work)
+                    return None
+            elif held.fingerprint != fingerprint:
+                raise KeyReused
+            elif held.answer is not None:
+                return held.answer
+            elif time.monotonic() > deadline:
+                raise DeadlinePassed("Another request with this Idempotency-Key did not end in time.")
+            else:
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _work(self, name: str, fingerprint: str, owner: str, work: Callable[[Settle], Awaitable[None]]) -> None:
+        async def settle(answer: Answer) -> None:
+            try:
+                keep = (name, fingerprint, owner, answer, self._keep_seconds)
+                kept = await asyncio.to_thread(self._store.keep, *keep)
+            except StoreError as error:
+                # The picture is made: better one answer than none, though a repetition would be served anew.
+                logger.warning("an answer is not kept under its key: %s", error)
+                return
+            if not kept:
+                raise Superseded
+
+        async with self._renewing(name, owner):
+            try:
+                await work(settle)
+            except BaseException:
+                # Also when the client has left: whoever repeats the request should not wait for the lease.
+                releasing = asyncio.ensure_future(asyncio.to_thread(self._store.release, name, owner))
+                releasing.add_done_callback(_swallow)
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _renewing(self, name: str, owner: str) -> AsyncIterator[None]:
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self._lease_seconds / _RENEWALS_PER_LEASE)
+                try:
+                    await asyncio.to_thread(self._store.renew, name, owner, self._lease_seconds)
+                except StoreError as error:
+                    logger.warning("the lease of a key could not be renewed: %s", error)
+
+        task = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _ask(self, method: Callable[..., Held | None], *arguments: object) -> Held | None:
+        try:
+            return await asyncio.to_thread(method, *arguments)
+        except StoreError as error:
+            logger.error("the store of idempotency keys does not answer: %s", error)
+            raise Unavailable("The store of idempotency keys does not answer, retry later.") from error
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def _swallow(released: asyncio.Future[None]) -> None:
+    if not released.cancelled() and (error := released.exception()) is not None:
+        logger.warning("a key is free only when its lease lapses: %s", error)
+
+
+def open_keys(jobs_url: str | None) -> KeyStore:
+    """Where keys are kept: beside the queue's jobs where those are in Redis or Valkey, else in this process."""
+    if jobs_url is None or urlsplit(jobs_url).scheme not in REDIS_SCHEMES:
+        return MemoryKeys()
+    from sana_service.jobs.once_redis import RedisKeys
+
+    return RedisKeys(jobs_url)
+
+
+def key_name(caller: bytes | None, key: str) -> str:
+    """A key as its store knows it: two callers may use the same."""
+    who = "" if caller is None else caller.hex()
+    return hashlib.sha256(f"{who}:{key}".encode()).hexdigest()
+
+
+def fingerprint(model: str, request_json: str) -> str:
+    """What two requests with one key must share."""
+    return hashlib.sha256(f"{model}:{request_json}".encode()).hexdigest()
