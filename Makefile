@@ -60,6 +60,15 @@ browser-tools: $(VENV)/dev ## get what the tests of the page and of foreign clie
 test-browser: $(VENV)/dev ## run the tests of the page and of foreign clients
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/page tests/clients tests/jobs
 
+.PHONY: deploy-tools
+deploy-tools: $(VENV)/dev ## get what checks the deployment files (Debian, root)
+	apt-get install -y --no-install-recommends prometheus
+	$(BIN)/python -m deploy.tools $(VENV)
+
+.PHONY: test-deploy
+test-deploy: $(VENV)/dev ## check dashboard, alerts, chart and compose file
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/deploy
+
 .PHONY: lint
 lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff check .
@@ -90,6 +99,10 @@ bench-load-gpu: $(VENV)/dev ## measure the full size on this GPU; again until no
 .PHONY: bench-proof
 bench-proof: $(VENV)/dev ## compare the harness with queues of known latency, at length
 	SANA_QUEUE_REQUESTS=20000 $(BIN)/python -m pytest -rs tests/loadtests/test_queues.py
+
+.PHONY: container-proof
+container-proof: $(VENV)/dev ## build the image and show that it serves, without Docker (Debian, root, podman)
+	$(BIN)/python -m tests.container.prove
 
 .PHONY: build
 build: $(VENV)/run ## build the Bento
