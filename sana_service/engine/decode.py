@@ -13,6 +13,7 @@ from torch.nn import functional
 from sana_service.engine.errors import NotFinite
 
 if TYPE_CHECKING:
+    from sana_service.engine.backend import Decode
     from sana_service.engine.bins import Box, Size
     from sana_service.models.checkpoint import AutoencoderDC
 
@@ -20,11 +21,14 @@ TILE_PIXELS = 512
 """Side of a tile of a picture that cannot be decoded whole; a quarter of it overlaps the next one."""
 
 
-def decode(vae: AutoencoderDC, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
+def decode(
+    vae: AutoencoderDC, latents: torch.Tensor, decoder: Decode | None = None, *, tiled: bool = False
+) -> torch.Tensor:
     """The pictures in float32 and within [0, 1].
 
     Args:
         latents: (n, channels, h, w) as denoising returns them.
+        decoder: runs the VAE's decoder, whole; None for the VAE itself.
         tiled: decode overlapping tiles and blend them: less memory, and seams that differ slightly.
 
     Returns:
@@ -38,7 +42,7 @@ def decode(vae: AutoencoderDC, latents: torch.Tensor, *, tiled: bool = False) ->
         _set_tile(vae)
         images: torch.Tensor = vae.tiled_decode(scaled, return_dict=False)[0].float()
     else:
-        images = vae.decode(scaled, return_dict=False)[0].float()
+        images = vae.decode(scaled, return_dict=False)[0].float() if decoder is None else decoder(scaled)
     require_finite(images, "pixels")
     return (images * 0.5 + 0.5).clamp_(0, 1)
 

@@ -8,6 +8,7 @@ rows may join and leave in between. Image i depends on its own seed alone. A ste
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,13 +16,27 @@ import torch
 from sana_service.engine.batcher import BatchKey
 from sana_service.engine.flight import Flight
 from sana_service.engine.solvers import Solver, StepTable, advance, model_input
-from sana_service.engine.transformer import Context, ContextBatch, SanaForward, stack_contexts
+from sana_service.engine.transformer import Context, ContextBatch, SanaForward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sana_service.models.checkpoint import Checkpoint, Models
     from sana_service.models.names import ModelName
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A step table, and its numbers on the device.
+
+    Args:
+        table: on the host.
+        timesteps, coefficients: of the table.
+    """
+
+    table: StepTable
+    timesteps: torch.Tensor
+    coefficients: torch.Tensor
 
 
 @dataclass(eq=False)
@@ -32,8 +47,9 @@ class DenoiseRow:
         flight: its job.
         image: which one of the job's.
         key: what it can share a forward pass with.
-        table: its schedule.
+        schedule: its steps.
         contexts: of the negative prompt, if guided, and of the prompt.
+        scale: () float32, its guidance scale.
         latents: (channels, h, w) float32.
         history: the solver's memory, likewise.
         noise: what each step adds, by step; None where it adds none.
@@ -44,13 +60,18 @@ class DenoiseRow:
     flight: Flight
     image: int
     key: BatchKey
-    table: StepTable
+    schedule: Schedule
     contexts: tuple[Context, ...]
+    scale: torch.Tensor
     latents: torch.Tensor
     history: torch.Tensor
     noise: list[torch.Tensor | None]
     estimate: torch.Tensor | None = None
     step: int = 0
+
+    @property
+    def table(self) -> StepTable:
+        return self.schedule.table
 
     @property
     def done(self) -> bool:
@@ -72,39 +93,41 @@ class Denoiser:
 
     Args:
         models: on their device.
+        forwards: each checkpoint's transformer.
 
     Raises:
         UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
     """
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, forwards: Mapping[ModelName, SanaForward]) -> None:
         self._checkpoints = models.checkpoints
-        self._forwards: dict[ModelName, SanaForward] = {}
-        self._solvers: dict[ModelName, Solver] = {}
-        for name, checkpoint in models.checkpoints.items():
-            self._forwards[name] = SanaForward(checkpoint.transformer)
-            self._solvers[name] = Solver(checkpoint.scheduler, checkpoint.transformer.config.timestep_scale)
+        self._forwards = forwards
+        self._solvers = {
+            name: Solver(checkpoint.scheduler, checkpoint.transformer.config.timestep_scale)
+            for name, checkpoint in models.checkpoints.items()
+        }
+        self._schedule = lru_cache(maxsize=64)(self._schedule_of)
         self._blank: tuple[torch.Tensor, Context] | None = None
-        self._stacked: tuple[tuple[Context, ...], ContextBatch] | None = None
+        self._stacked: dict[ModelName, tuple[tuple[Context, ...], ContextBatch]] = {}
 
     def rows(self, flight: Flight) -> list[DenoiseRow]:
         """A row for each image of a job whose prompts are encoded."""
         job = flight.job
-        forward, table = self._forwards[job.model], self._solvers[job.model].table(job.num_inference_steps)
+        forward, schedule = self._forwards[job.model], self._schedule(job.model, job.num_inference_steps)
         assert flight.positive is not None
         contexts: tuple[Context, ...] = (forward.context(flight.positive),)
         if flight.negative is not None:
             contexts = (self._negative_context(job.model, flight.negative), *contexts)
         shape = latent_shape(self._checkpoints[job.model], flight.size.width, flight.size.height)
         key = BatchKey(job.model, shape[1], shape[2], flight.negative is not None)
-        return [self._row(flight, image, key, table, contexts, shape) for image in range(len(job.seeds))]
+        return [self._row(flight, image, key, schedule, contexts, shape) for image in range(len(job.seeds))]
 
     def _row(
         self,
         flight: Flight,
         image: int,
         key: BatchKey,
-        table: StepTable,
+        schedule: Schedule,
         contexts: tuple[Context, ...],
         shape: tuple[int, int, int],
     ) -> DenoiseRow:
@@ -116,9 +139,16 @@ class Denoiser:
             # The leading one is part of what the generator is asked for.
             return torch.randn((1, *shape), generator=generator, device=device, dtype=torch.float32)[0]
 
+        table = schedule.table
         latents = draw() * table.start_scale
         noise = [draw() if table.needs_noise(step) else None for step in range(len(table))]
-        return DenoiseRow(flight, image, key, table, contexts, latents, torch.zeros_like(latents), noise)
+        scale = torch.full((), flight.job.guidance_scale, dtype=torch.float32, device=device)
+        return DenoiseRow(flight, image, key, schedule, contexts, scale, latents, torch.zeros_like(latents), noise)
+
+    def _schedule_of(self, model: ModelName, steps: int) -> Schedule:
+        table = self._solvers[model].table(steps)
+        device = self._forwards[model].device
+        return Schedule(table, table.timesteps.to(device), table.coefficients.to(device))
 
     def _negative_context(self, model: ModelName, states: torch.Tensor) -> Context:
         """The last one is kept: nearly every job's negative prompt is empty."""
@@ -129,11 +159,11 @@ class Denoiser:
     def step(self, rows: Sequence[DenoiseRow]) -> None:
         """Advance rows of one key by one step each."""
         model, guided = rows[0].key.model, rows[0].key.guided
-        forward = self._forwards[model]
-        device, dtype = forward.device, self._checkpoints[model].transformer.dtype
-        coefficients = torch.stack([row.table.coefficients[row.step] for row in rows]).to(device)
-        timesteps = torch.stack([row.table.timesteps[row.step] for row in rows]).to(device)
-        scales = torch.tensor([row.flight.job.guidance_scale for row in rows], dtype=torch.float32).to(device)
+        # Everything is on the device already: a copy from the host would wait for the step before.
+        forward, dtype = self._forwards[model], self._checkpoints[model].transformer.dtype
+        coefficients = torch.stack([row.schedule.coefficients[row.step] for row in rows])
+        timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows])
+        scales = guidance_scales(rows)
         latents = torch.stack([row.latents for row in rows])
         history = torch.stack([row.history for row in rows])
         seen = model_input(coefficients, latents).to(dtype)
@@ -153,18 +183,26 @@ class Denoiser:
     def _contexts(self, rows: Sequence[DenoiseRow]) -> ContextBatch:
         """All negative contexts, then all positive ones; kept while the batch stays the same."""
         contexts = tuple(context for turn in zip(*(row.contexts for row in rows), strict=True) for context in turn)
-        if self._stacked is None or not _same(self._stacked[0], contexts):
-            self._stacked = None  # or two batches would be held at once
-            self._stacked = (contexts, stack_contexts(contexts))
-        return self._stacked[1]
+        model = rows[0].key.model
+        stacked = self._stacked.pop(model, None)  # or two batches would be held at once
+        if stacked is None or not _same(stacked[0], contexts):
+            stacked = None
+            stacked = (contexts, self._forwards[model].stack(contexts))
+        self._stacked[model] = stacked
+        return stacked[1]
 
     def forget(self) -> None:
         """Let go of the last batch's contexts: nothing is left to denoise, or memory is short."""
-        self._stacked = None
+        self._stacked.clear()
 
 
 def _same(ours: tuple[Context, ...], others: tuple[Context, ...]) -> bool:
     return len(ours) == len(others) and all(one is other for one, other in zip(ours, others, strict=True))
+
+
+def guidance_scales(rows: Sequence[DenoiseRow]) -> torch.Tensor:
+    """(rows,) float32."""
+    return torch.stack([row.scale for row in rows])
 
 
 def _noise(rows: Sequence[DenoiseRow]) -> torch.Tensor | None:

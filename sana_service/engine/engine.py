@@ -69,7 +69,9 @@ class Engine:
         ]
 
     def start(self) -> None:
-        """Start the device loops and take jobs. Once only."""
+        """Make the devices ready, start their loops and take jobs. Once only; blocks."""
+        for loop in self._loops:
+            loop.prepare()
         self._queue.open()
         for loop in self._loops:
             loop.start()

@@ -61,6 +61,7 @@ class DeviceLoop:
         self._stages = stages
         self._queue = queue
         self._costs = costs
+        self._cells = cells
         self._gate = MemoryGate()
         self._batcher: Batcher[DenoiseRow] = Batcher(cells)
         self._encoded: deque[Flight | None] = deque()
@@ -87,6 +88,10 @@ class DeviceLoop:
         """What a CUDA device's tensors hold, and the process; empty on a CPU."""
         return self._stages.memory_bytes()
 
+    def prepare(self) -> None:
+        """Make ready what most requests need. Blocks."""
+        self._stages.prepare(self._cells)
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
@@ -94,6 +99,7 @@ class DeviceLoop:
     def stop(self) -> None:
         """End the running jobs within a step; the loop ends once the queue is closed and empty."""
         self._stopping.set()
+        self._stages.close()
 
     def join(self, timeout_seconds: float) -> bool:
         """Wait for the threads to end; False where one did not in time."""
@@ -179,7 +185,8 @@ class DeviceLoop:
         """Advance a batch by one step."""
         key = rows[0].key
         try:
-            _, seconds = self._on_device("denoise", partial(self._stages.step, rows), alone_if_short=len(rows) == 1)
+            step = partial(self._stages.step, rows)
+            _, seconds = self._on_device("denoise", step, alone_if_short=len(rows) == 1, settle=False)
         except BaseException as error:
             self._step_failed(rows, error)
             return
@@ -285,12 +292,14 @@ class DeviceLoop:
         *,
         alone_if_short: bool = True,
         last_resort: Callable[[], T] | None = None,
+        settle: bool = True,
     ) -> tuple[T, float]:
         """Do a piece of work up to when the device has finished it; its result and the seconds it took.
 
         Args:
             alone_if_short: where memory runs out, try once more with no other stage on the device.
             last_resort: tried after that, likewise.
+            settle: False for work that itself waits for the device as far as it must.
         """
         attempts = [work, *([work] if alone_if_short else []), *([last_resort] if last_resort else [])]
         for number, attempt in enumerate(attempts):
@@ -300,7 +309,8 @@ class DeviceLoop:
                         self._stages.release_memory()
                     started = time.perf_counter()
                     result = attempt()
-                    self._stages.synchronize()
+                    if settle:
+                        self._stages.synchronize()
                     return result, time.perf_counter() - started
                 except BaseException as error:
                     short = is_out_of_memory(error)

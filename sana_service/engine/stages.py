@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sana_service.engine.backend import Backend
 from sana_service.engine.bins import Size, crop_box, nearest_bin
 from sana_service.engine.costs import is_guided
 from sana_service.engine.decode import decode, render, require_finite
@@ -19,11 +20,12 @@ from sana_service.engine.observer import PREVIEW_SIDE_PIXELS, Preview
 from sana_service.engine.text import PromptEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sana_service.engine.flight import Flight, Shot
     from sana_service.engine.job import Job
     from sana_service.models.checkpoint import Models
+    from sana_service.models.names import ModelName
     from sana_service.safety import SafetyModel
 
 
@@ -46,13 +48,29 @@ class Stages:
         self._models = models
         self._safety = safety
         self._nsfw_threshold = nsfw_threshold
-        self._prompts = PromptEncoder(models.tokenizer, models.text_encoder)
-        self._denoiser = Denoiser(models)
+        self._backend = Backend(models)
+        self._prompts = PromptEncoder(models.tokenizer, models.text_encoder, fused=self._backend.text)
+        self._denoiser = Denoiser(models, self._backend.forwards)
+        self._ahead: torch.cuda.Event | None = None
         self._tiled: set[torch.Size] = set()
 
     @property
     def device(self) -> torch.device:
         return self._models.device
+
+    def prepare(self, batch_cells: Mapping[ModelName, int]) -> None:
+        """Make ready what most requests need, before the first comes. Blocks.
+
+        Args:
+            batch_cells: most latent cells of one forward pass, by model.
+        """
+        with torch.inference_mode():
+            self._prompts.prepare()
+        self._backend.prepare(batch_cells)
+
+    def close(self) -> None:
+        """Begin nothing new in the background."""
+        self._backend.stop()
 
     def new_stream(self) -> torch.cuda.Stream | None:
         """A stream for one thread; None where the device has none."""
@@ -93,8 +111,20 @@ class Stages:
         return self._denoiser.rows(flight)
 
     def step(self, rows: Sequence[DenoiseRow]) -> None:
-        """Advance rows of one key; all of them or, where it raises, none."""
+        """Advance rows of one key; all of them or, where it raises, none.
+
+        A GPU may still work on it when this returns, so that it never waits for the host: it is done at the latest with
+        the next step. What ends a row or shows a preview is done at once.
+        """
         self._denoiser.step(rows)
+        if self.device.type != "cuda":
+            return
+        before, self._ahead = self._ahead, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._ahead.record()
+        if any(row.done or row.step in row.flight.previewed_steps for row in rows):
+            self._ahead.synchronize()
+        elif before is not None:
+            before.synchronize()
 
     def forget_batch(self) -> None:
         """Let go of what the last batch left for the next one."""
@@ -111,7 +141,8 @@ class Stages:
         """
         require_finite(shot.latents, "latents")
         vae, shape = self._models.checkpoints[shot.flight.job.model].vae, shot.latents.shape
-        image = decode(vae, shot.latents[None], tiled=tiled or shape in self._tiled)[0]
+        decoder = self._backend.decoder(shot.flight.job.model)
+        image = decode(vae, shot.latents[None], decoder, tiled=tiled or shape in self._tiled)[0]
         if tiled and shape not in self._tiled:
             self._tiled.add(shape)
             _LOG.warning(

@@ -43,11 +43,13 @@ class ContextBatch:
     Args:
         keys, values: (layers, rows, heads, tokens, head_dim).
         bias: (rows, 1, 1, tokens) 0 or -inf, in the transformer's dtype; None where all are equally long.
+        lengths: (rows,) int32, how many keys count, for kernels that read that instead.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     bias: torch.Tensor | None
+    lengths: torch.Tensor | None = None
 
 
 def stack_contexts(contexts: Sequence[Context]) -> ContextBatch:
@@ -103,6 +105,10 @@ class SanaForward:
             torch.stack(keys).view(shape).transpose(1, 2).contiguous(),
             torch.stack(values).view(shape).transpose(1, 2).contiguous(),
         )
+
+    def stack(self, contexts: Sequence[Context]) -> ContextBatch:
+        """The contexts of a batch's rows, in the given order; valid until the next call."""
+        return stack_contexts(contexts)
 
     def forward(
         self, latents: torch.Tensor, timesteps: torch.Tensor, guidance: torch.Tensor | None, contexts: ContextBatch

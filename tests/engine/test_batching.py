@@ -178,7 +178,7 @@ def mutate_advance(position: int) -> Callable[[pytest.MonkeyPatch], None]:
 
 def mutate_contexts(change: Callable[[ContextBatch], ContextBatch]) -> Callable[[pytest.MonkeyPatch], None]:
     original = transformer.stack_contexts
-    return lambda patch: patch.setattr(denoise, "stack_contexts", lambda contexts: change(original(contexts)))
+    return lambda patch: patch.setattr(transformer, "stack_contexts", lambda contexts: change(original(contexts)))
 
 
 def exchanged(batch: ContextBatch, by: int) -> ContextBatch:
@@ -192,19 +192,8 @@ def exchange_sides(patch: pytest.MonkeyPatch) -> None:
 
 
 def exchange_applied_guidance(patch: pytest.MonkeyPatch) -> None:
-    original = torch.tensor
-
-    class Torch:
-        """`torch` as the module sees it, with the list of guidance scales turned by one."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(torch, name)
-
-        @staticmethod
-        def tensor(values: Any, **options: Any) -> torch.Tensor:
-            return original(values, **options).roll(1, dims=0)
-
-    patch.setattr(denoise, "torch", Torch())
+    original = denoise.guidance_scales
+    patch.setattr(denoise, "guidance_scales", lambda rows: roll(original(rows)))
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {

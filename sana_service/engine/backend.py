@@ -1,0 +1,135 @@
+"""Which way one device's modules run: the plain one, or on a CUDA device kernels and captured graphs.
+
+The engine's stages know only the plain interfaces. A module that the kernels do not fit keeps the plain way, so every
+checkpoint that loads can be served.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sana_service.engine.bins import nearest_bin
+from sana_service.engine.transformer import SanaForward
+
+if TYPE_CHECKING:
+    from sana_service.engine.fused.decoder import FusedDecoder
+    from sana_service.engine.fused.text import FusedTextEncoder
+    from sana_service.models.checkpoint import Models
+    from sana_service.models.names import ModelName
+
+_LOG = logging.getLogger("sana.engine")
+
+HOT_SIZES = ((1024, 1024), (3840, 2160))
+"""Requested sizes whose bins are captured before the device takes jobs: the square one and the default."""
+
+GRAPH_BYTES = 4 * 2**30
+"""Budget for the graphs of one device."""
+
+Decode = Callable[[torch.Tensor], torch.Tensor]
+"""Scaled latents (n, channels, h, w) to pictures (n, 3, 32 h, 32 w) float32, about -1 to 1."""
+
+
+class Backend:
+    """The modules of one device; each part is used by one thread.
+
+    Args:
+        models: on their device.
+        fuse: None for where it can be had; False for the plain way everywhere.
+        graphs: whether fused modules are captured.
+    """
+
+    def __init__(self, models: Models, *, fuse: bool | None = None, graphs: bool = True) -> None:
+        self._models = models
+        self.text: FusedTextEncoder | None = None
+        self.forwards: dict[ModelName, SanaForward] = {}
+        self._decoders: dict[int, FusedDecoder] = {}
+        self._capturer: Any = None
+        if fuse if fuse is not None else models.device.type == "cuda":
+            self._fuse(graphs)
+        for name, checkpoint in models.checkpoints.items():
+            if name not in self.forwards:
+                self.forwards[name] = SanaForward(checkpoint.transformer)
+
+    def _fuse(self, graphs: bool) -> None:
+        """Take the fused way for each module that fits it."""
+        from sana_service.engine.fused import decoder, text, transformer
+        from sana_service.engine.graphs import Capturer
+
+        models = self._models
+        pool = (0, 0)
+        if graphs:
+            self._capturer = Capturer(models.device, GRAPH_BYTES)
+
+        def new_pool() -> tuple[int, int]:
+            return self._capturer.new_pool() if graphs else pool
+
+        if text.can_fuse(models.text_encoder):
+            self.text = text.FusedTextEncoder(models.text_encoder, self._capturer, new_pool())
+        denoising = new_pool()
+        for name, checkpoint in models.checkpoints.items():
+            if transformer.can_fuse(checkpoint.transformer):
+                self.forwards[name] = transformer.FusedForward(checkpoint.transformer, self._capturer, denoising)
+            else:
+                _LOG.warning("%s: its transformer has no fused form and runs as the library does", checkpoint.name)
+        decoding = new_pool()
+        for checkpoint in models.checkpoints.values():
+            if id(checkpoint.vae) not in self._decoders:
+                self._decoders[id(checkpoint.vae)] = decoder.FusedDecoder(checkpoint.vae, self._capturer, decoding)
+
+    def decoder(self, model: ModelName) -> Decode:
+        """A model's VAE."""
+        vae = self._models.checkpoints[model].vae
+        return self._decoders.get(id(vae)) or _plain_decoder(vae)
+
+    def prepare(self, batch_cells: Mapping[ModelName, int]) -> None:
+        """Capture what most requests will ask for; returns when that is done. Blocks.
+
+        Args:
+            batch_cells: most latent cells of one forward pass, by model.
+        """
+        if self._capturer is None:
+            return
+        with torch.inference_mode(), torch.cuda.device(self._models.device):
+            for name, checkpoint in self._models.checkpoints.items():
+                forward: Any = self.forwards[name]
+                if hasattr(forward, "capture"):
+                    self._prepare_forward(name, forward, batch_cells[name])
+                vae: Any = self._decoders[id(checkpoint.vae)]
+                for tall, wide in self._hot_shapes(name):
+                    vae.capture(tall, wide)
+            if self.text is not None:
+                self.text.capture()
+        torch.cuda.empty_cache()
+        _LOG.info("%s: graphs hold %.1f GiB", self._models.device, self._capturer.used_bytes() / 2**30)
+
+    def _hot_shapes(self, name: ModelName) -> list[tuple[int, int]]:
+        config = self._models.checkpoints[name].transformer.config
+        bins = [nearest_bin(width, height, config.sample_size) for width, height in HOT_SIZES]
+        return [(one.height // 32, one.width // 32) for one in bins]
+
+    def _prepare_forward(self, name: ModelName, forward: Any, cells: int) -> None:
+        # Only the base model is guided by a second row.
+        rows_per_image = 2 if name == "base" else 1
+        shapes = self._hot_shapes(name)
+        most = max(max(1, cells // (tall * wide)) for tall, wide in shapes)
+        forward.reserve(most * rows_per_image)
+        for tall, wide in shapes:
+            for images in range(1, max(1, cells // (tall * wide)) + 1):
+                forward.capture(images * rows_per_image, tall, wide)
+
+    def stop(self) -> None:
+        """Capture no more."""
+        if self._capturer is not None:
+            self._capturer.stop()
+
+
+def _plain_decoder(vae: Any) -> Decode:
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        pictures: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+        return pictures.float()
+
+    return decode

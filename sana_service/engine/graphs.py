@@ -1,0 +1,172 @@
+"""Captured CUDA graphs of a stage's work, by shape, within a budget of memory.
+
+Work on a new shape runs uncaptured, launch by launch, with the same kernels and so to the same bits; a thread beside
+captures it meanwhile, and the next call replays the graph. No caller ever waits for a capture. What is in flight on one
+stream may be replayed again there: inputs are copied in and results copied out in stream order. All of a pool's graphs
+share their scratch memory, so at most one of them may run at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+_LOG = logging.getLogger("sana.engine")
+
+Tensors = tuple[torch.Tensor, ...]
+
+_SPARE_BYTES = 2 * 2**30
+"""Of the device, which no capture touches."""
+
+
+class Capturer:
+    """The thread that captures, one device's graphs one after another.
+
+    Args:
+        device: a CUDA device.
+        budget_bytes: for the graphs' scratch memory and results, of all pools together.
+    """
+
+    def __init__(self, device: torch.device, budget_bytes: int) -> None:
+        self.device = device
+        self.budget_bytes = budget_bytes
+        self._executor = ThreadPoolExecutor(1, f"sana-{device}-capture")
+        self._pools: list[tuple[int, int]] = []
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def new_pool(self) -> tuple[int, int]:
+        """Scratch memory for graphs that never run at the same time."""
+        pool: tuple[int, int] = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._pools.append(pool)
+        return pool
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        """Do it in the capturing thread."""
+        return self._executor.submit(self._run, work)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        with torch.inference_mode(), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            work()
+
+    def used_bytes(self) -> int:
+        """What all pools hold of the device."""
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        pools = set(self._pools)
+        return sum(one["total_size"] for one in segments if tuple(one.get("segment_pool_id", (0, 0))) in pools)
+
+    def has_room(self) -> bool:
+        """Whether another graph may be captured."""
+        return torch.cuda.mem_get_info(self.device)[0] > _SPARE_BYTES and self.used_bytes() < self.budget_bytes
+
+    def stop(self) -> None:
+        """Capture no more."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Graph:
+    """One captured call."""
+
+    def __init__(
+        self, work: Callable[..., torch.Tensor], fresh: Tensors, fixed: Tensors, pool: tuple[int, int]
+    ) -> None:
+        self._inputs = tuple(torch.zeros_like(tensor) for tensor in fresh)
+        # Once uncaptured: libraries make their handles and plans, which a capture may not.
+        work(*self._inputs, *fixed)
+        torch.cuda.current_stream().synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads go on launching and allocating.
+        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            self._output = work(*self._inputs, *fixed)
+        finally:
+            self._graph.capture_end()
+
+    def replay(self, fresh: Tensors) -> torch.Tensor:
+        for place, tensor in zip(self._inputs, fresh, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._output.clone()
+
+
+class GraphSet:
+    """Calls a function by its graphs where there are any.
+
+    Args:
+        work: of fresh and fixed tensors to one tensor; launches only, and depends on nothing else that changes.
+        capturer: of its device.
+        pool: scratch memory, shared with those that run on the same stream.
+        most: graphs that are kept; the least recently used go first.
+    """
+
+    def __init__(
+        self, work: Callable[..., torch.Tensor], capturer: Capturer, pool: tuple[int, int], most: int = 48
+    ) -> None:
+        self._work = work
+        self._capturer = capturer
+        self._pool = pool
+        self._most = most
+        self._lock = threading.Lock()
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._wanted: set[Hashable] = set()
+
+    def __call__(self, key: Hashable, fresh: Tensors, fixed: Tensors = ()) -> torch.Tensor:
+        """The work's result, a tensor of the caller's own.
+
+        Args:
+            key: of all shapes, and of where the fixed tensors are.
+            fresh: copied in for each call.
+            fixed: read where they are; the same memory for the same key.
+        """
+        with self._lock:
+            graph = self._graphs.get(key)
+            if graph is not None:
+                self._graphs.move_to_end(key)
+                return graph.replay(fresh)
+        self.capture(key, fresh, fixed)
+        return self._work(*fresh, *fixed)
+
+    def capture(self, key: Hashable, fresh: Sequence[torch.Tensor], fixed: Tensors = ()) -> Future[None] | None:
+        """Begin to capture a key, unless that has begun; the tensors' values do not matter."""
+        with self._lock:
+            if key in self._wanted:
+                return None
+            self._wanted.add(key)
+        return self._capturer.submit(lambda: self._capture(key, tuple(fresh), fixed))
+
+    def _capture(self, key: Hashable, fresh: Tensors, fixed: Tensors) -> None:
+        if not self._capturer.has_room() and not self._drop_oldest():
+            return
+        try:
+            graph = _Graph(self._work, fresh, fixed, self._pool)
+        except RuntimeError as error:
+            # It stays wanted, so it is not tried again: the uncaptured way is slower and just as good.
+            _LOG.warning("no CUDA graph for %s: %s", key, str(error).partition("\n")[0])
+            return
+        with self._lock:
+            self._graphs[key] = graph
+        while len(self._graphs) > self._most:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> bool:
+        """Forget the least recently used; False where there is none."""
+        with self._lock:
+            if not self._graphs:
+                return False
+            key, graph = self._graphs.popitem(last=False)
+            self._wanted.discard(key)
+        torch.cuda.synchronize(self._capturer.device)
+        del graph
+        return True
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        while self._drop_oldest():
+            pass
+
+    def __len__(self) -> int:
+        return len(self._graphs)
