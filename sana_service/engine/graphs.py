@@ -37,7 +37,7 @@ class Capturer:
         self.budget_bytes = budget_bytes
         self._executor = ThreadPoolExecutor(1, f"sana-{device}-capture")
         self._pools: list[tuple[int, int]] = []
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)
 
     def new_pool(self) -> tuple[int, int]:
         """Scratch memory for graphs that never run at the same time."""
@@ -80,7 +80,7 @@ class _Graph:
         torch.cuda.current_stream().synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # Other threads go on launching and allocating.
-        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
         try:
             self._output = work(*self._inputs, *fixed)
         finally:

@@ -186,7 +186,7 @@ class _Transformer:
         heads = channels // self._dim
         attended = torch.empty(rows, height * width, channels * len(scales), dtype=x.dtype, device=x.device)
         layout = Layout(heads, self._dim, 3 * self._dim, self._dim, 2 * self._dim)
-        for qkv, part in zip(scales, attended.split(channels, dim=2), strict=True):
+        for qkv, part in zip(scales, torch.split(attended, channels, dim=2), strict=True):
             linear_attention(qkv, layout, out=part)
         norm = self._attention_norm
         seen = functional.linear(attended, self._attention_out).view(-1, channels)

@@ -21,9 +21,9 @@ def packed(layers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     if any((bias is None) != (biases[0] is None) for bias in biases):
         raise ValueError("layers with and without a bias cannot be packed")
     bias = None if biases[0] is None else torch.cat([bias.data for bias in biases])
-    for layer, part in zip(layers, weight.split([layer.weight.shape[0] for layer in layers]), strict=True):
+    for layer, part in zip(layers, torch.split(weight, [layer.weight.shape[0] for layer in layers]), strict=True):
         layer.weight.data = part
     if bias is not None:
-        for layer, part in zip(layers, bias.split([len(layer.bias) for layer in layers]), strict=True):
+        for layer, part in zip(layers, torch.split(bias, [len(layer.bias) for layer in layers]), strict=True):
             layer.bias.data = part
     return weight, bias

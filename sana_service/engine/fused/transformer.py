@@ -196,11 +196,13 @@ class FusedForward(SanaForward):
                 x, _ = add_modulate(x, hidden, (place, _GATE2), None, 0.0)
         _, normed = add_modulate(x, None, None, (last, 0, 1), module.norm_out.norm.eps)
         x = module.proj_out(normed).view(rows, *grid, patch, patch, -1)[..., :channels]
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(rows, channels, tall, wide).float()
+        prediction: torch.Tensor = x.permute(0, 5, 1, 3, 2, 4).reshape(rows, channels, tall, wide)
+        return prediction.float()
 
     def _patches(self, latents: torch.Tensor) -> torch.Tensor:
         """(rows, tokens, width)."""
         embed = self._module.patch_embed
         if not self._plain_patches:
-            return embed(latents).contiguous()
+            patches: torch.Tensor = embed(latents)
+            return patches.contiguous()
         return functional.linear(latents.flatten(2).transpose(1, 2), embed.proj.weight.flatten(1), embed.proj.bias)
