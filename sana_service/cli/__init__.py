@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sana_service import __version__
+from sana_service.cli.doctor import doctor
 from sana_service.cli.download import download
 from sana_service.cli.generate import generate
 from sana_service.cli.inspect import inspect
@@ -29,6 +30,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(inspect)
 app.command()(download)
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:

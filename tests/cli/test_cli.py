@@ -39,8 +39,8 @@ def sana(folder: Path, *arguments: str, code: int = 0, **environ: str) -> str:
 
 def test_help_teaches(tmp_path):
     overview = sana(tmp_path, "--help")
-    assert {"serve", "generate", "inspect", "download"} <= set(re.findall(r"\w+", overview))
-    for command in ("serve", "generate", "inspect", "download"):
+    assert {"serve", "generate", "inspect", "download", "doctor"} <= set(re.findall(r"\w+", overview))
+    for command in ("serve", "generate", "inspect", "download", "doctor"):
         assert "Examples" in sana(tmp_path, command, "--help")
     assert sana(tmp_path, "--version").startswith("sana ")
 
