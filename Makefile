@@ -104,6 +104,10 @@ bench-proof: $(VENV)/dev ## compare the harness with queues of known latency, at
 container-proof: $(VENV)/dev ## build the image and show that it serves, without Docker (Debian, root, podman)
 	$(BIN)/python -m tests.container.prove
 
+.PHONY: replicas-proof
+replicas-proof: $(VENV)/dev ## kill, drain and hang replicas behind HAProxy under load (Debian: haproxy redis-server)
+	$(BIN)/python -m tests.replicas.prove
+
 .PHONY: build
 build: $(VENV)/run ## build the Bento
 	$(BIN)/bentoml build

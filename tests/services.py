@@ -93,6 +93,7 @@ def process(
     variables: Mapping[str, str],
     command: Sequence[str] = ("bentoml", "serve", "service:Sana"),
     cwd: Path = REPOSITORY,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """A server that has been started and may not be ready; killed at the end.
 
@@ -100,9 +101,10 @@ def process(
         folder: an empty folder for its state.
         variables: its `SANA_` variables.
         command: what starts it; `--port N` is added.
+        port: where it listens; a free one otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         started = subprocess.Popen(
@@ -116,10 +118,10 @@ def process(
     try:
         yield Server(f"http://127.0.0.1:{port}", started, log_path, folder / "files")
     finally:
-        _kill(started)
+        kill(started)
 
 
-def _kill(started: subprocess.Popen[bytes]) -> None:
+def kill(started: subprocess.Popen[bytes]) -> None:
     """The supervisor and its workers, which lead sessions of their own."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(started.pid).children(recursive=True):

@@ -100,7 +100,7 @@ _RETRY_AFTER = _header("Seconds to wait before the next try.", {"type": "string"
 _REPLAYED = _header(
     "The request's key was answered before: this is that answer, drawn and billed then.",
     {"type": "string", "enum": ["true"]},
-)
+) | {"required": False}
 _IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
