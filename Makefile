@@ -84,6 +84,10 @@ format: $(VENV)/dev ## rewrite the code in the house style
 fuzz: $(VENV)/dev ## run the API fuzzer at length
 	SANA_FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
 
+.PHONY: sbom
+sbom: $(VENV)/run ## write the software bill of materials, CycloneDX, to sbom.json
+	$(BIN)/python -m tools.sbom sbom.json
+
 .PHONY: bench
 bench: $(VENV)/dev ## measure everything for a minute on the bundled model
 	$(BIN)/python -m loadtests suite loadtests/suites/sample.toml --out results/sample --again

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from sana_service.environment import keep_quiet
+
+keep_quiet(os.environ)
 # BentoML starts a worker again for ever, unless it believes to be in a container.
 os.environ.setdefault("BENTOML_CONTAINERIZED", "true")
-os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 # X-Forwarded-* is not believed: SANA_PUBLIC_URL says what stands in front of the service.
 os.environ["FORWARDED_ALLOW_IPS"] = ""
 

@@ -7,6 +7,7 @@ line and exit code 1, wrong usage exit code 2.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from sana_service.cli.download import download
 from sana_service.cli.generate import generate
 from sana_service.cli.inspect import inspect
 from sana_service.cli.serve import serve
+from sana_service.environment import keep_quiet
 
 app = typer.Typer(
     name="sana",
@@ -50,4 +52,5 @@ def _common(
 
 def main() -> None:
     """The entry point."""
+    keep_quiet(os.environ)
     app(prog_name="sana")

@@ -49,6 +49,8 @@ class RequestBody:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         model = _MODELS.get(scope["path"])
         if model is None:
+            if scope["method"] == "PUT" and "content-type" in Headers(scope=scope):
+                _check_media_type(Headers(scope=scope))  # cancelling wants no body, and no other kind of one
             await self.app(scope, receive, send)
             return
         try:

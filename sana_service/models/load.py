@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from sana_service.environment import keep_quiet
 from sana_service.models.checkpoint import Checkpoint, ModelLoadError, Models
 from sana_service.models.layout import Component, Layout, read_layout
 
@@ -80,7 +81,7 @@ def load_models(
         ModelLoadError: a checkpoint cannot be used.
     """
     # Read when diffusers is first imported: no code from a repository, whoever may ask for it.
-    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
+    keep_quiet(os.environ)
     import torch
 
     target = torch.device(device)
