@@ -126,6 +126,7 @@ def test_the_service_understands_its_variables(values: str):
         f"SANA_{name.upper()}" for name in Settings.model_fields
     }
     assert settings.log_format == "json"
+    assert variables["BENTOML_HOME"].startswith("/tmp/"), "the image's own is on the read-only file system"
     gpus = container(values)["resources"]["limits"].get("nvidia.com/gpu", 0)
     assert settings.devices == (("auto",) if gpus else ("cpu",))
 

@@ -1,0 +1,135 @@
+"""The compose files keep to the compose specification, and to what the image, the settings and Prometheus want."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from sana_service.http.keys import read_key_digests
+from sana_service.settings import load_settings
+from tests.deploy.tools import DEPLOY
+
+FOLDER = DEPLOY / "compose"
+SCHEMA = json.loads(Path(__file__).with_name("schemas").joinpath("compose.json").read_text())
+FILES = ("compose.yaml", "compose.gpu.yaml", "compose.s3.yaml")
+COMBINATIONS = (FILES[:1], FILES[:2], (FILES[0], FILES[2]), FILES)
+
+Object = dict[str, Any]
+
+
+def load(name: str) -> Object:
+    document: Object = yaml.safe_load((FOLDER / name).read_text())
+    return document
+
+
+def merged(names: tuple[str, ...]) -> Object:
+    """What compose makes of several files, as far as these use its rules: mappings join, lists are appended."""
+
+    def join(one: Any, other: Any) -> Any:
+        if isinstance(one, dict) and isinstance(other, dict):
+            return {key: join(one[key], other[key]) if key in one and key in other else one.get(key, other.get(key))
+                    for key in {**one, **other}}  # fmt: skip
+        return one + other if isinstance(one, list) and isinstance(other, list) else other
+
+    whole: Object = {}
+    for name in names:
+        whole = join(whole, load(name))
+    return whole
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_keeps_to_the_specification(name: str):
+    assert [error.message for error in Draft7Validator(SCHEMA).iter_errors(load(name))] == []
+
+
+def test_the_check_itself_finds_faults():
+    broken = load("compose.yaml")
+    broken["services"]["sana"]["read_onyl"] = True
+    broken["services"]["sana"]["healthcheck"]["interval"] = 10
+    messages = [error.message for error in Draft7Validator(SCHEMA).iter_errors(broken)]
+    assert any("read_onyl" in message for message in messages)
+    assert len(messages) > 1
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: names[-1])
+def test_what_is_named_is_there(names: tuple[str, ...]):
+    whole = merged(names)
+    for service in whole["services"].values():
+        for mount in service.get("volumes", ()):
+            source = mount.split(":")[0]
+            if source.startswith("."):
+                assert (FOLDER / source).resolve().is_file(), source
+            else:
+                assert source in whole["volumes"]
+        for secret in service.get("secrets", ()):
+            assert secret in whole["secrets"]
+        assert set(service.get("depends_on", ())) <= set(whole["services"])
+        assert ":" in service["image"].removeprefix("${SANA_IMAGE:-sana}") or service["image"].endswith("-sana}")
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: names[-1])
+def test_the_service_understands_its_variables(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    service = merged(names)["services"]["sana"]
+    variables = {name: "" if value.startswith("${") else value for name, value in service["environment"].items()}
+    settings = load_settings(variables)
+    gpu, s3 = "compose.gpu.yaml" in names, "compose.s3.yaml" in names
+    assert (settings.models, settings.devices) == (("hub", ("auto",)) if gpu else ("bundled", ("cpu",)))
+    assert settings.storage_url == ("s3://sana/images" if s3 else "file:///data/files")
+    assert settings.jobs_url == "sqlite:////data/jobs.db"
+    assert float(service["stop_grace_period"].removesuffix("s")) >= settings.request_timeout_seconds + 30
+    mounted = {mount.split(":")[1] for mount in service["volumes"]}
+    assert mounted == ({"/data", "/models"} if gpu else {"/data"})
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: names[-1])
+def test_what_runs_the_image_may_do_no_more_than_it_must(names: tuple[str, ...]):
+    for name, service in merged(names)["services"].items():
+        if service["image"] == "${SANA_IMAGE:-sana}":
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["security_opt"] == ["no-new-privileges:true"], name
+        # Only the service itself is reached from outside.
+        if name != "sana":
+            assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+
+
+def test_prometheus_and_grafana_find_what_they_read():
+    services = load("compose.yaml")["services"]
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    [scrape] = prometheus["scrape_configs"]
+    assert scrape["static_configs"] == [{"targets": ["sana:3000"]}]
+    assert Path(scrape["authorization"]["credentials_file"]).name in services["prometheus"]["secrets"]
+    mounted = {Path(mount.split(":")[1]).name for mount in services["prometheus"]["volumes"]}
+    assert set(prometheus["rule_files"]) <= mounted
+    [source] = yaml.safe_load((FOLDER / "grafana" / "datasource.yaml").read_text())["datasources"]
+    assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+    [provider] = yaml.safe_load((FOLDER / "grafana" / "dashboards.yaml").read_text())["providers"]
+    dashboard = next(mount for mount in services["grafana"]["volumes"] if "dashboard.json" in mount)
+    assert dashboard.split(":")[1].startswith(provider["options"]["path"])
+
+
+def test_the_keys_that_are_made_are_the_services(tmp_path: Path):
+    shutil.copy(FOLDER / "make-keys.sh", tmp_path)
+
+    def make() -> str:
+        made = subprocess.run([tmp_path / "make-keys.sh"], capture_output=True, text=True, check=True)
+        return made.stdout.split()[-1]
+
+    key = make()
+    secrets = tmp_path / "secrets"
+    digests = read_key_digests(secrets / "api-keys")
+    for one in (key, (secrets / "metrics-key").read_text()):
+        assert hashlib.sha256(one.encode()).digest() in digests
+        assert len(one) == 64
+    assert len(digests) == 2
+    assert (secrets / "client-key").stat().st_mode & 0o777 == 0o600
+    assert make() == key, "what is there stays"
