@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sana_service.contract import fal
 from sana_service.contract.billing import BILLING_HEADER
+from sana_service.contract.idempotency import IDEMPOTENCY_HEADER, REPLAYED_HEADER
 from sana_service.contract.openapi import openapi_document
 from sana_service.http.body import HeaderLimit, RequestBody
 from sana_service.http.boundary import ErrorBoundary
@@ -49,12 +50,14 @@ _EXPOSED_HEADERS = (
     REQUEST_ID_HEADER,
     "Server-Timing",
     "Retry-After",
+    REPLAYED_HEADER,
     fal.REQUEST_ID_HEADER,
     fal.ERROR_TYPE_HEADER,
 )
 _REQUEST_HEADERS = (
     "authorization",
     "content-type",
+    IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
     fal.TIMEOUT_HEADER,
     "x-fal-queue-priority",
