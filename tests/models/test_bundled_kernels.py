@@ -55,6 +55,8 @@ def test_the_table_convolution_is_conv2d_with_its_gradients(grid):
     ours = fast.Depthwise.apply(x, table, offset, neighbours(grid))
     ours.backward(rows(gradient))
     torch.testing.assert_close(ours[: tall * wide], rows(expected)[: tall * wide], atol=1e-5, rtol=1e-5)
+    assert image.grad is not None
+    assert weight.grad is not None
     torch.testing.assert_close(x.grad, rows(image.grad), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(table.grad, weight.grad.flatten(1).t(), atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(offset.grad, bias.grad, atol=1e-3, rtol=1e-4)
@@ -63,7 +65,8 @@ def test_the_table_convolution_is_conv2d_with_its_gradients(grid):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch's CUDA builds alone")
 def test_the_triton_kernels_compute_what_pytorch_does():
     environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", CHECK]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     right, crooked = (float(number) for number in run.stdout.split())
     assert right < 1e-4
