@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from sana_service.contract.errors import DeadlinePassed, Unavailable
+from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.idempotency import KeyReused, Superseded
 from sana_service.jobs.record import StoreError
 from sana_service.jobs.store import REDIS_SCHEMES
@@ -34,7 +34,9 @@ logger = get_logger("idempotency")
 
 LEASE_SECONDS = 10.0
 _RENEWALS_PER_LEASE = 4
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _MAX_POLL_SECONDS = 0.1, 1.0
+MAX_WAITING = 256
+"""Requests of a process that wait for another with their key; one more is refused."""
 _MAX_MEMORY_BYTES = 64 * 1024 * 1024
 _ENTRY_BYTES = 256
 
@@ -189,6 +191,7 @@ class Once:
         self._keep_seconds = keep_seconds
         self._wait_seconds = wait_seconds
         self._lease_seconds = lease_seconds
+        self._waiting = 0
 
     async def serve(self, name: str, fingerprint: str, work: Callable[[Settle], Awaitable[None]]) -> Answer | None:
         """Do the work, unless somebody did; None where it was done here.
@@ -201,11 +204,13 @@ class Once:
 
         Raises:
             KeyReused: the key came with another request.
+            Overloaded: too many requests wait for others.
             Unavailable: the store does not answer.
             DeadlinePassed: another request with this key did not end in time.
             ServiceError: what the work raised; the key is free again.
         """
         deadline = time.monotonic() + self._wait_seconds
+        pause = _POLL_SECONDS
         while True:
             owner = uuid.uuid4().hex
             held = await self._ask(self._store.claim, name, fingerprint, owner, self._lease_seconds)
@@ -220,7 +225,17 @@ class Once:
             elif time.monotonic() > deadline:
                 raise DeadlinePassed("Another request with this Idempotency-Key did not end in time.")
             else:
-                await asyncio.sleep(_POLL_SECONDS)
+                await self._pause(pause)
+                pause = min(pause * 1.5, _MAX_POLL_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded("Too many requests wait for another with the same Idempotency-Key, retry later.")
+        self._waiting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1
 
     async def _work(self, name: str, fingerprint: str, owner: str, work: Callable[[Settle], Awaitable[None]]) -> None:
         async def settle(answer: Answer) -> None:

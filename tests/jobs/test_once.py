@@ -10,7 +10,7 @@ import pytest
 
 from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.idempotency import InvalidKey, KeyReused, Superseded, read_idempotency_key
-from sana_service.jobs.once import Answer, KeyStore, MemoryKeys, Once, Settle, fingerprint, key_name
+from sana_service.jobs.once import MAX_WAITING, Answer, KeyStore, MemoryKeys, Once, Settle, fingerprint, key_name
 from sana_service.jobs.record import StoreError
 
 ANSWER = Answer('{"images": []}', {"x-fal-billable-units": "1"})
@@ -170,6 +170,31 @@ def test_waiting_has_an_end(store):
             await Once(store, 60, 0.2).serve("k", "f", answering(ANSWER, []))
 
     asyncio.run(main())
+
+
+def test_not_all_may_wait(store):
+    async def main() -> list[Answer | BaseException | None]:
+        once = Once(store, 60, 30)
+        done = asyncio.Event()
+
+        async def slow(settle: Settle) -> None:
+            await done.wait()
+            await settle(ANSWER)
+
+        first = asyncio.create_task(once.serve("k", "f", slow))
+        while store.claim("k", "f", "stranger", 60) is None:
+            store.release("k", "stranger")
+            await asyncio.sleep(0)
+        waiting = [asyncio.create_task(once.serve("k", "f", slow)) for _ in range(MAX_WAITING + 44)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done.set()
+        assert await first is None
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    answers = asyncio.run(main())
+    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+    assert len(refused) > 0
+    assert answers.count(ANSWER) == len(answers) - len(refused) >= MAX_WAITING
 
 
 def test_an_answer_is_forgotten_with_its_images(store):
