@@ -37,11 +37,11 @@ class Capturer:
         self.budget_bytes = budget_bytes
         self._executor = ThreadPoolExecutor(1, f"sana-{device}-capture")
         self._pools: list[tuple[int, int]] = []
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def new_pool(self) -> tuple[int, int]:
         """Scratch memory for graphs that never run at the same time."""
-        pool: tuple[int, int] = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        pool: tuple[int, int] = torch.cuda.graph_pool_handle()
         self._pools.append(pool)
         return pool
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sana_service.engine.fused.packing import packed
 from sana_service.engine.graphs import Capturer, GraphSet
 from sana_service.engine.kernels.attention import Layout, linear_attention
-from sana_service.engine.kernels.convolutions import add_shortcut_, bias_silu_, depthwise_glu, depthwise_grouped
+from sana_service.engine.kernels.convolutions import bias_silu_, depthwise_glu, depthwise_grouped, join_phases
 from sana_service.engine.kernels.norms import rms_norm
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -127,16 +127,25 @@ class _Residual:
 
 
 class _Upsample:
-    """`DCUpBlock2d`: nearest neighbours, convolution, and the shuffled way around them."""
+    """`DCUpBlock2d`: nearest neighbours, convolution, and the shuffled way around them.
+
+    A fine pixel's 3x3 neighbours are copies of four coarse pixels, so the convolution of the enlarged picture is, for
+    each of the four places of a pixel in its parent, a 2x2 convolution of the coarse one with sums of the weights.
+    """
 
     def __init__(self, layer: Any) -> None:
-        self._convolution = _Convolution(layer.conv)
+        weight = layer.conv.weight.data.float()
+        # Which of a window's two lines (columns) each of the kernel's three falls on, for even and odd pixels.
+        falls = torch.tensor(
+            [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32, device=weight.device
+        )
+        phases = torch.einsum("ocij,pyi,qxj->pqocyx", weight, falls, falls).flatten(0, 2)
+        self._weight = phases.to(layer.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        self._bias = layer.conv.bias.data.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        _, height, width, _ = x.shape
-        larger = functional.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
-        assert self._convolution.bias is not None
-        return add_shortcut_(self._convolution(_tokens_last(larger)), self._convolution.bias, x, height, width)
+        phases = functional.conv2d(x.permute(0, 3, 1, 2), self._weight, None, padding=1)
+        return join_phases(_tokens_last(phases), self._bias, x)
 
 
 def _has_fused_attention(attention: Any) -> bool:
@@ -148,6 +157,7 @@ def _has_fused_attention(attention: Any) -> bool:
         and dim >= 16
         and dim & (dim - 1) == 0
         and attention.to_q.out_features == attention.to_q.in_features
+        and all(scale.proj_in.kernel_size == (5, 5) for scale in attention.to_qkv_multiscale)
     )
 
 
@@ -161,7 +171,6 @@ class _Transformer:
         self._dim = attention.attention_head_dim
         self._scales = [
             (
-                scale.proj_in.kernel_size[0],
                 scale.proj_in.weight.data.flatten(1).t().float().contiguous(),
                 # (outputs, inputs) of each group to (group, inputs, outputs)
                 scale.proj_out.weight.data.flatten(1).view(-1, self._dim, self._dim).transpose(1, 2).contiguous(),
@@ -181,8 +190,8 @@ class _Transformer:
             return _tokens_last(self._layer(x.permute(0, 3, 1, 2)))
         tokens = x.view(rows, height * width, channels)
         scales = [functional.linear(tokens, self._qkv)]
-        for size, depth, point in self._scales:
-            scales.append(depthwise_grouped(scales[0], depth, point, size, height, width))
+        for depth, point in self._scales:
+            scales.append(depthwise_grouped(scales[0], depth, point, height, width))
         heads = channels // self._dim
         attended = torch.empty(rows, height * width, channels * len(scales), dtype=x.dtype, device=x.device)
         layout = Layout(heads, self._dim, 3 * self._dim, self._dim, 2 * self._dim)

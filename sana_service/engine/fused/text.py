@@ -1,8 +1,8 @@
 """`Gemma2Model` on an accelerator, for one text at a time that may continue a known prefix.
 
-The prefix's keys and values stand in a store once and for all, and a text's own are written behind them. Texts are
-padded on the right to one of a few lengths, so that few graphs serve all; the model is causal, so padding changes no
-word. Same arithmetic as the eager implementation with logit caps; attention over 4,096 words and more is not meant.
+The prefix's keys and values are made once, and a text's own are written behind a copy of them. Texts are padded on the
+right to one of a few lengths, so that few graphs serve all; the model is causal, so padding changes no word. Same
+arithmetic as the eager implementation with capped scores; texts longer than its sliding window are not meant.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from sana_service.engine.kernels.text import capped_softmax_, gated_gelu, rotate
 
 LENGTHS = (16, 32, 64, 128, 304)
 """Words that a captured text is padded to."""
+
+_MOST_POSITIONS = 1024
 
 
 def can_fuse(text_encoder: Any) -> bool:
@@ -66,8 +68,9 @@ class FusedTextEncoder:
         )  # fmt: skip
         self._scale, self._cap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
         self._eps = config.rms_norm_eps
-        self._prefix: list[int] = []
-        self._stores: dict[int, torch.Tensor] = {}
+        empty = (len(self._layers), 2, self._key_heads, 0, self._dim)
+        self._nothing = torch.empty(empty, dtype=text_encoder.dtype, device=text_encoder.device)
+        self._prefix = self._nothing
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
         self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None else None
 
@@ -77,11 +80,8 @@ class FusedTextEncoder:
         return device
 
     def set_prefix(self, ids: list[int]) -> torch.Tensor:
-        """Make a prefix's keys and values; the states of its tokens, (tokens, hidden)."""
-        self._prefix = ids
-        states = self.states(ids)
-        store = self._store(len(ids), LENGTHS[-1])
-        store[:, :, :, : len(ids)].copy_(self._stores[0][:, :, :, : len(ids)])
+        """Make a prefix's keys and values; the states of its tokens, (tokens, hidden). Once only."""
+        states, self._prefix = self._encode(torch.tensor(ids, device=self.device), *self._fixed(False, len(ids)))
         return states
 
     def capture(self) -> None:
@@ -89,10 +89,11 @@ class FusedTextEncoder:
         if self._graphs is None:
             return
         waiting = []
-        for before in {0, len(self._prefix)}:
+        for after_prefix in (False, True):
             for length in LENGTHS:
                 ids = torch.zeros(length, dtype=torch.int64, device=self.device)
-                waiting.append(self._graphs.capture((before, length), (ids,), self._fixed(before, length)))
+                fixed = self._fixed(after_prefix, length)
+                waiting.append(self._graphs.capture((after_prefix, length), (ids,), fixed))
         for one in waiting:
             if one is not None:
                 one.result()
@@ -104,45 +105,40 @@ class FusedTextEncoder:
             ids: its tokens, without those of the prefix.
             after_prefix: whether the prefix stands before them.
         """
-        before = len(self._prefix) if after_prefix else 0
         length = next((length for length in LENGTHS if length >= len(ids)), len(ids))
         padded = torch.tensor(ids + [0] * (length - len(ids))).to(self.device, non_blocking=True)
-        fixed = self._fixed(before, length)
+        fixed = self._fixed(after_prefix, length)
         if self._graphs is None or length not in LENGTHS:
             states = self._run(padded, *fixed)
         else:
-            states = self._graphs((before, length), (padded,), fixed)
+            states = self._graphs((after_prefix, length), (padded,), fixed)
         return states[: len(ids)]
 
-    def _fixed(self, before: int, length: int) -> tuple[torch.Tensor, ...]:
-        """The store, its part after `before` to fill, and cosines and sines of all positions."""
-        store = self._store(before, length)
-        if self._angles is None or len(self._angles[0]) < before + length:
-            positions = torch.arange(max(before + length, store.shape[3]), device=self.device)[None]
+    def _fixed(self, after_prefix: bool, length: int) -> tuple[torch.Tensor, ...]:
+        """What stands before a text, and cosines and sines of all positions."""
+        before = self._prefix if after_prefix else self._nothing
+        positions = before.shape[3] + length
+        if self._angles is None or len(self._angles[0]) < positions:
+            # Room for the longest that is captured, so that its place does not change.
+            places = torch.arange(max(positions, _MOST_POSITIONS), device=self.device)[None]
             like = torch.empty(0, dtype=torch.float32, device=self.device)
-            cosines, sines = self._module.rotary_emb(like, positions)
+            cosines, sines = self._module.rotary_emb(like, places)
             half = self._dim // 2
             self._angles = cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()
-        return store, *self._angles
+        return before, *self._angles
 
-    def _store(self, before: int, length: int) -> torch.Tensor:
-        """(layers, 2, key heads, room, dim) for texts after that many tokens."""
-        store = self._stores.get(before)
-        if store is None or store.shape[3] < before + length:
-            if store is not None and self._graphs is not None:
-                self._graphs.clear()
-            room = before + max(length, LENGTHS[-1])
-            shape = (len(self._layers), 2, self._key_heads, room, self._dim)
-            new = torch.zeros(shape, dtype=self._module.dtype, device=self.device)
-            if store is not None:
-                new[:, :, :, : store.shape[3]].copy_(store)
-            self._stores[before] = store = new
-        return store
+    def _run(self, ids: torch.Tensor, prefix: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        return self._encode(ids, prefix, cosines, sines)[0]
 
-    def _run(self, ids: torch.Tensor, store: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    def _encode(
+        self, ids: torch.Tensor, prefix: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States, and keys and values of prefix and text: (layers, 2, key heads, tokens, dim)."""
         module = self._module
-        before = next(before for before, one in self._stores.items() if one is store)
+        before = prefix.shape[3]
         total = before + len(ids)
+        store = torch.empty(*prefix.shape[:3], total, self._dim, dtype=prefix.dtype, device=prefix.device)
+        store[:, :, :, :before].copy_(prefix)
         x = module.embed_tokens(ids)
         normed = rms_norm(x, self._layers[0].before_attention, None, self._eps, one_plus=True)
         for number, layer in enumerate(self._layers):
@@ -150,9 +146,9 @@ class FusedTextEncoder:
             query = rotate(functional.linear(normed, layer.qkv), cosines, sines, keys, values, before)
             # The queries of one key head below each other.
             grouped = query.view(self._key_heads, -1, self._dim)
-            scores = torch.bmm(grouped, keys[:, :total].transpose(1, 2))
+            scores = torch.bmm(grouped, keys.transpose(1, 2))
             weights = capped_softmax_(scores.view(self._heads, len(ids), total), before, self._scale, self._cap)
-            seen = torch.bmm(weights.view(self._key_heads, -1, total), values[:, :total])
+            seen = torch.bmm(weights.view(self._key_heads, -1, total), values)
             seen = seen.view(self._heads, len(ids), self._dim).transpose(0, 1).reshape(len(ids), -1)
             delta = functional.linear(seen, layer.out)
             x, normed = add_rms_norms(x, delta, layer.after_attention, layer.before_mlp, self._eps)
@@ -160,4 +156,4 @@ class FusedTextEncoder:
             last = number + 1 == len(self._layers)
             following = module.norm.weight if last else self._layers[number + 1].before_attention
             x, normed = add_rms_norms(x, delta, layer.after_mlp, following, self._eps)
-        return normed
+        return normed, store

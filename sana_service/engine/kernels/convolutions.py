@@ -13,12 +13,11 @@ def _silu(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _near(x, base, column, channel, wide, width, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """SiLU of a line at some columns; zero outside."""
-    inside = ((column >= 0) & (column < width))[:, None] & wide[None, :]
-    return _silu(
-        tl.load(x + (base + column)[:, None] * WIDTH + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    )
+def _moved(tile, by: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile's columns moved left by `by`, zeros behind: a product with ones and zeros, and so exact."""
+    place = tl.arange(0, TILE)
+    ones = (place[None, :] == place[:, None] + by).to(tile.dtype)
+    return tl.dot(ones, tile, input_precision="ieee")
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -40,31 +39,34 @@ def _depthwise_glu(  # type: ignore[no-untyped-def]
     strips = tl.cdiv(height, LINES)
     row = (place // strips).to(tl.int64)
     first = (place % strips) * LINES
-    column = tile * TILE + tl.arange(0, TILE)
+    # Tiles overlap by two columns, whose sums are the neighbours'; at the picture's edge nothing is missing.
+    start_column = tile * (TILE - 2)
+    column = start_column + tl.arange(0, TILE)
     channel = block * CHANNELS + tl.arange(0, CHANNELS)
     wide = channel < HALF
     gates = HALF + channel
-    here = (column < width)[:, None] & wide[None, :]
+    present = (column < width)[:, None] & wide[None, :]
+    own = (column > start_column) | (start_column == 0)
+    own = own & ((column < start_column + TILE - 1) | (start_column + TILE >= width))
+    here = present & own[:, None]
     start = tl.load(bias + channel, mask=wide, other=0.0)[None, :]
     gate_start = tl.load(bias + gates, mask=wide, other=0.0)[None, :]
-    # A line read adds to the three lines of output around it: what is read once is used three times.
+    # A line read adds to the three lines of output around it: what is read once is used nine times.
     above = tl.zeros((TILE, CHANNELS), tl.float32)
     current = tl.zeros((TILE, CHANNELS), tl.float32)
     gate_above = tl.zeros((TILE, CHANNELS), tl.float32)
     gate_current = tl.zeros((TILE, CHANNELS), tl.float32)
     for step in range(0, LINES + 2):
         line = first - 1 + step
-        base = (row * height + line) * width
-        seen = wide & (line >= 0) & (line < height)
-        left = _near(x, base, column - 1, channel, seen, width, WIDTH)
-        middle = _near(x, base, column, channel, seen, width, WIDTH)
-        right = _near(x, base, column + 1, channel, seen, width, WIDTH)
+        inside = present & (line >= 0) & (line < height)
+        source = ((row * height + line) * width + column)[:, None] * WIDTH + channel[None, :]
+        value = _silu(tl.load(x + source, mask=inside, other=0.0).to(tl.float32)).to(x.dtype.element_ty)
+        left, middle, right = _moved(value, -1, TILE), _moved(value, 0, TILE), _moved(value, 1, TILE)
         done = start + above + _weighted(left, middle, right, weight, channel, wide, 2, WIDTH)
         above = current + _weighted(left, middle, right, weight, channel, wide, 1, WIDTH)
         current = _weighted(left, middle, right, weight, channel, wide, 0, WIDTH)
-        left = _near(x, base, column - 1, gates, seen, width, WIDTH)
-        middle = _near(x, base, column, gates, seen, width, WIDTH)
-        right = _near(x, base, column + 1, gates, seen, width, WIDTH)
+        value = _silu(tl.load(x + source + HALF, mask=inside, other=0.0).to(tl.float32)).to(x.dtype.element_ty)
+        left, middle, right = _moved(value, -1, TILE), _moved(value, 0, TILE), _moved(value, 1, TILE)
         gate = gate_start + gate_above + _weighted(left, middle, right, weight, gates, wide, 2, WIDTH)
         gate_above = gate_current + _weighted(left, middle, right, weight, gates, wide, 1, WIDTH)
         gate_current = _weighted(left, middle, right, weight, gates, wide, 0, WIDTH)
@@ -86,48 +88,76 @@ def depthwise_glu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hei
     """
     rows, tokens, channels = x.shape
     out = torch.empty(rows, tokens, channels // 2, dtype=x.dtype, device=x.device)
-    lines, tile, block = 16, 8, 64
-    grid = (triton.cdiv(channels // 2, block), triton.cdiv(width, tile), rows * triton.cdiv(height, lines))
+    lines, tile, block = 16, 32, 32
+    tiles = 1 if width <= tile else triton.cdiv(width - 2, tile - 2)
+    grid = (triton.cdiv(channels // 2, block), tiles, rows * triton.cdiv(height, lines))
     _depthwise_glu[grid](
         x, weight, bias, out, height, width, WIDTH=channels, TILE=tile, CHANNELS=block, LINES=lines, num_warps=4
     )
     return out
 
 
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _weighted5(a, b, c, d, e, weight, channel, LINE: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Five neighbours by one line of a 5x5 kernel."""
+    place = weight + LINE * 5 * WIDTH + channel
+    return (
+        a * tl.load(place)[None, :]
+        + b * tl.load(place + WIDTH)[None, :]
+        + c * tl.load(place + 2 * WIDTH)[None, :]
+        + d * tl.load(place + 3 * WIDTH)[None, :]
+        + e * tl.load(place + 4 * WIDTH)[None, :]
+    )
+
+
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator, unused-ignore]
 def _depthwise_grouped(  # type: ignore[no-untyped-def]
-    x, weight, point, out, height, width, WIDTH: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr,
-    TILE: tl.constexpr,
+    x, weight, point, out, height, width, WIDTH: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
+    LINES: tl.constexpr,
 ):  # fmt: skip
-    group, line, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    row = (line // height).to(tl.int64)
-    line = line % height
-    column = tile * TILE + tl.arange(0, TILE)
+    group, tile, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    strips = tl.cdiv(height, LINES)
+    row = (place // strips).to(tl.int64)
+    first = (place % strips) * LINES
+    start_column = tile * (TILE - 4)
+    column = start_column + tl.arange(0, TILE)
     inner = tl.arange(0, GROUP)
     channel = group * GROUP + inner
-    total = tl.zeros((TILE, GROUP), tl.float32)
-    for slot in tl.static_range(SIZE * SIZE):
-        near_line, near = line + slot // SIZE - SIZE // 2, column + slot % SIZE - SIZE // 2
-        inside = (near >= 0) & (near < width) & (near_line >= 0) & (near_line < height)
-        place = ((row * height + near_line) * width + near)[:, None] * WIDTH + channel[None, :]
-        value = tl.load(x + place, mask=inside[:, None], other=0.0).to(tl.float32)
-        total += value * tl.load(weight + slot * WIDTH + channel)[None, :]
+    own = (column > start_column + 1) | (start_column == 0)
+    own = own & ((column < start_column + TILE - 2) | (start_column + TILE >= width)) & (column < width)
     matrix = tl.load(point + (group * GROUP + inner[:, None]) * GROUP + inner[None, :])
-    result = tl.dot(total.to(matrix.dtype), matrix, input_precision="ieee")
-    place = ((row * height + line) * width + column)[:, None] * WIDTH + channel[None, :]
-    tl.store(out + place, result.to(out.dtype.element_ty), mask=(column < width)[:, None])
+    # As in `_depthwise_glu`; sums of the lines that are not finished, the oldest first.
+    oldest = tl.zeros((TILE, GROUP), tl.float32)
+    older = tl.zeros((TILE, GROUP), tl.float32)
+    newer = tl.zeros((TILE, GROUP), tl.float32)
+    newest = tl.zeros((TILE, GROUP), tl.float32)
+    for step in range(0, LINES + 4):
+        line = first - 2 + step
+        inside = ((column < width) & (line >= 0) & (line < height))[:, None]
+        source = ((row * height + line) * width + column)[:, None] * WIDTH + channel[None, :]
+        value = tl.load(x + source, mask=inside, other=0.0)
+        a, b, c = _moved(value, -2, TILE), _moved(value, -1, TILE), _moved(value, 0, TILE)
+        d, e = _moved(value, 1, TILE), _moved(value, 2, TILE)
+        done = oldest + _weighted5(a, b, c, d, e, weight, channel, 4, WIDTH)
+        oldest = older + _weighted5(a, b, c, d, e, weight, channel, 3, WIDTH)
+        older = newer + _weighted5(a, b, c, d, e, weight, channel, 2, WIDTH)
+        newer = newest + _weighted5(a, b, c, d, e, weight, channel, 1, WIDTH)
+        newest = _weighted5(a, b, c, d, e, weight, channel, 0, WIDTH)
+        if (step >= 4) & (line - 2 < height):
+            result = tl.dot(done.to(matrix.dtype), matrix, input_precision="ieee")
+            target = ((row * height + line - 2) * width + column)[:, None] * WIDTH + channel[None, :]
+            tl.store(out + target, result.to(out.dtype.element_ty), mask=own[:, None])
 
 
 def depthwise_grouped(
-    x: torch.Tensor, weight: torch.Tensor, point: torch.Tensor, size: int, height: int, width: int
+    x: torch.Tensor, weight: torch.Tensor, point: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
-    """A depthwise convolution, then a 1x1 one within groups of channels; neither has a bias.
+    """A 5x5 depthwise convolution, then a 1x1 one within groups of channels; neither has a bias.
 
     Args:
         x: (rows, height * width, channels), contiguous.
-        weight: (size * size, channels) float32.
+        weight: (25, channels) float32, line by line.
         point: (groups, inputs, outputs) in x's dtype, as many inputs as outputs, a power of two of 16 or more.
-        size: odd side of the depthwise kernel.
 
     Returns:
         Like x.
@@ -135,19 +165,24 @@ def depthwise_grouped(
     rows, _, channels = x.shape
     groups, inner, _ = point.shape
     out = torch.empty_like(x)
-    tile = 32
-    _depthwise_grouped[(groups, rows * height, triton.cdiv(width, tile))](
-        x, weight, point, out, height, width, WIDTH=channels, SIZE=size, GROUP=inner, TILE=tile, num_warps=4
+    lines, tile = 16, 32
+    tiles = 1 if width <= tile else triton.cdiv(width - 4, tile - 4)
+    _depthwise_grouped[(groups, tiles, rows * triton.cdiv(height, lines))](
+        x, weight, point, out, height, width, WIDTH=channels, GROUP=inner, TILE=tile, LINES=lines, num_warps=4
     )
     return out
 
 
 @triton.jit(do_not_specialize=["total"])  # type: ignore[untyped-decorator, unused-ignore]
-def _bias_silu(x, bias, total, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < total
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + tl.load(bias + place % WIDTH)
-    tl.store(x + place, _silu(value).to(x.dtype.element_ty), mask=inside)
+def _bias_silu(x, bias, total, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    columns = tl.arange(0, BLOCK)
+    wide = columns < WIDTH
+    inside = (rows < total)[:, None] & wide[None, :]
+    place = x + rows[:, None] * WIDTH + columns[None, :]
+    value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + columns, mask=wide, other=0.0)[None, :]
+    tl.store(place, _silu(value).to(x.dtype.element_ty), mask=inside)
 
 
 def bias_silu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -157,43 +192,53 @@ def bias_silu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         x: any shape whose memory ends in the channels.
         bias: (channels,) float32.
     """
-    block = 2048
-    _bias_silu[(triton.cdiv(x.numel(), block),)](x, bias, x.numel(), WIDTH=len(bias), BLOCK=block, num_warps=8)
+    width = len(bias)
+    rows, block = x.numel() // width, triton.next_power_of_2(width)
+    tile = max(1, 4096 // block)
+    _bias_silu[(triton.cdiv(rows, tile),)](x, bias, rows, WIDTH=width, BLOCK=block, TILE=tile, num_warps=8)
     return x
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator, unused-ignore]
-def _add_shortcut(  # type: ignore[no-untyped-def]
-    fine, bias, coarse, height, width, FINE: tl.constexpr, COARSE: tl.constexpr, REPEATS: tl.constexpr,
+def _join_phases(  # type: ignore[no-untyped-def]
+    phases, bias, coarse, fine, height, width, FINE: tl.constexpr, COARSE: tl.constexpr, REPEATS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    pixel = tl.program_id(0).to(tl.int64)
-    column, line = pixel % (2 * width), pixel // (2 * width)
-    row, line = line // (2 * height), line % (2 * height)
+    column, line = tl.program_id(0), tl.program_id(1)
+    row = (line // (2 * height)).to(tl.int64)
+    line = line % (2 * height)
     channel = tl.arange(0, BLOCK)
     inside = channel < FINE
-    source = (channel * 4 + (line % 2) * 2 + column % 2) // REPEATS
-    parent = (row * height + line // 2) * width + column // 2
-    value = tl.load(fine + pixel * FINE + channel, mask=inside, other=0.0).to(tl.float32)
+    right, below = column % 2, line % 2
+    window = (row * (height + 1) + line // 2 + below) * (width + 1) + column // 2 + right
+    phase = below * 2 + right
+    value = tl.load(phases + window * (4 * FINE) + phase * FINE + channel, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + channel, mask=inside, other=0.0)
-    value += tl.load(coarse + parent * COARSE + source, mask=inside, other=0.0).to(tl.float32)
-    tl.store(fine + pixel * FINE + channel, value.to(fine.dtype.element_ty), mask=inside)
+    parent = (row * height + line // 2) * width + column // 2
+    shuffled = (channel * 4 + phase) // REPEATS
+    value += tl.load(coarse + parent * COARSE + shuffled, mask=inside, other=0.0).to(tl.float32)
+    target = ((row * 2 * height + line) * 2 * width + column) * FINE + channel
+    tl.store(fine + target, value.to(fine.dtype.element_ty), mask=inside)
 
 
-def add_shortcut_(
-    fine: torch.Tensor, bias: torch.Tensor, coarse: torch.Tensor, height: int, width: int
-) -> torch.Tensor:
-    """DC-AE's way around an upsampling convolution (arXiv 2410.10733, section 3.2), and that one's bias; in place.
+def join_phases(phases: torch.Tensor, bias: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Four interleaved pictures as one of twice the side, plus DC-AE's way around it (arXiv 2410.10733, section 3.2).
 
     Args:
-        fine: (rows, 2 height, 2 width, channels), contiguous.
+        phases: (rows, height + 1, width + 1, 4 channels), contiguous: for each 2x2 window of the padded coarse picture
+            the pixels that see it, at even and odd places of even lines, then of odd lines.
         bias: (channels,) float32.
         coarse: (rows, height, width, more channels), contiguous; each is repeated, then shuffled to four pixels.
+
+    Returns:
+        (rows, 2 height, 2 width, channels).
     """
-    rows, _, _, channels = fine.shape
-    _add_shortcut[(rows * 4 * height * width,)](
-        fine, bias, coarse, height, width,
-        FINE=channels, COARSE=coarse.shape[3], REPEATS=channels * 4 // coarse.shape[3],
+    rows, height, width, wide = coarse.shape
+    channels = len(bias)
+    fine = torch.empty(rows, 2 * height, 2 * width, channels, dtype=phases.dtype, device=phases.device)
+    _join_phases[(2 * width, rows * 2 * height)](
+        phases, bias, coarse, fine, height, width,
+        FINE=channels, COARSE=wide, REPEATS=channels * 4 // wide,
         BLOCK=triton.next_power_of_2(channels), num_warps=max(1, min(4, channels // 128)),
     )  # fmt: skip
     return fine
