@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sana_service import __version__
+from sana_service import __version__, tracing
 from sana_service.contract.errors import DeadlinePassed, Unavailable, from_engine
 from sana_service.contract.fal import StartTimeout
 from sana_service.contract.idempotency import Superseded
@@ -90,7 +90,7 @@ class Generation:
         """
         extras = extras or Extras()
         deadline = time.monotonic() + self.settings.request_timeout_seconds
-        job = self._job(model, request, deadline, extras.observer)
+        job = self._job(model, request, deadline, tracing.watched(extras.observer))
         if self.settings.log_prompts:
             logger.info("prompt %r, negative prompt %r", request.prompt, request.negative_prompt)
         artifact = await self._draw(job, extras.start_within_seconds)
@@ -233,6 +233,7 @@ def _file(image: EncodedImage, name: str, url: str) -> ImageFile:
 
 @contextlib.contextmanager
 def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    tracing.begins(stage)
     started = time.perf_counter()
     yield
     timings[stage] = time.perf_counter() - started

@@ -40,6 +40,7 @@ from sana_service.safety import load_safety_model
 from sana_service.startup import load_signer
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger
+from sana_service.tracing import open_tracing
 
 if TYPE_CHECKING:
     from sana_service.engine.observer import Observer
@@ -65,6 +66,7 @@ class Runtime:
         self._ready = False
         self._draining = False
         self._callers = CallerLimit(settings.max_concurrent_per_key)
+        self.tracing = open_tracing(os.environ, prompts=settings.trace_prompts)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -118,6 +120,7 @@ class Runtime:
         if self._generation is not None:
             await asyncio.to_thread(self._generation.engine.stop)
         self._encoder.close()
+        await asyncio.to_thread(self.tracing.close)
 
     @property
     def encoder(self) -> Encoder:
@@ -134,18 +137,26 @@ class Runtime:
         """
         if self._generation is None or not self.ready:
             count_request(model, "refused", "not_ready")
+            logger.info("ended: %s refused, not_ready", model)
             raise Unavailable("The service drains." if self._draining else "The models are still loading.")
         self._in_flight += 1
         self._idle.clear()
         started = time.perf_counter()
         try:
-            with self._callers.place(partial(self._generation.engine.predicted_wait, model)):
+            with (
+                self.tracing.generation(model, self._generation.model_names[model], request) as generated,
+                self._callers.place(partial(self._generation.engine.predicted_wait, model)),
+            ):
                 output = await self._generation.run(model, request, base_url, extras)
+                generated.completed(output)
         except BaseException as error:
-            count_request(model, outcome_of(error), reason_of(error))
+            outcome, reason = outcome_of(error), reason_of(error)
+            count_request(model, outcome, reason)
+            logger.info("ended: %s %s, %s", model, outcome, reason)
             raise
         else:
             count_answer(model, request, output, units_of(request), time.perf_counter() - started)
+            logger.info("ended: %s completed, %d units", model, units_of(request))
             return output
         finally:
             self._in_flight -= 1

@@ -180,6 +180,10 @@ class Settings(BaseModel):
     )
     c2pa_key: Path | None = Field(None, description="PEM file of that certificate's private key.")
     log_prompts: bool = Field(False, description="Write prompts to the log.")
+    trace_prompts: bool = Field(
+        False,
+        description="Put prompts into traces. There are traces where `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="`json` for machines.")
 
 

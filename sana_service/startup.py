@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from types import TracebackType
 
+from sana_service import tracing
 from sana_service.http.keys import read_key_digests
 from sana_service.jobs.record import StoreError
 from sana_service.jobs.store import default_url, open_store
@@ -24,6 +25,7 @@ def prepare(environ: Mapping[str, str]) -> tuple[Settings, Storage]:
     try:
         settings = load_settings(environ)
         storage = check(settings)
+        _check_tracing(environ)
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
@@ -66,6 +68,13 @@ def check(settings: Settings) -> Storage:
         return Storage(settings.storage_url, settings.file_ttl_seconds)
     except (ValueError, StorageError) as error:
         raise SettingsError(f"SANA_STORAGE_URL={settings.storage_url!r}: {error}") from error
+
+
+def _check_tracing(environ: Mapping[str, str]) -> None:
+    try:
+        tracing.is_on(environ)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def load_signer(settings: Settings) -> Signer | None:

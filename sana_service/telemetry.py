@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""32 hexadecimal digits, where the request is traced."""
 
 LOGGER_NAME = "sana"
 # BentoML's and the servers' loggers keep handlers of their own
@@ -43,6 +45,8 @@ class _JsonFormatter(logging.Formatter):
         }
         if request_id.get() != "-":
             entry["request_id"] = request_id.get()
+        if (trace := trace_id.get()) is not None:
+            entry["trace_id"] = trace
         if record.exc_info:
             entry["trace"] = self.formatException(record.exc_info)
         return json.dumps(entry)

@@ -2,6 +2,7 @@
 
 envelope     request id, time spent
 counter      responses by kind of route and status
+traces       a span for each POST, where there is a collector
 CORS         when origins are configured
 boundary     errors become responses
 headers      431
@@ -16,6 +17,7 @@ envelope and CORS.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sana_service import tracing
 from sana_service.contract import fal
 from sana_service.contract.billing import BILLING_HEADER
 from sana_service.contract.idempotency import IDEMPOTENCY_HEADER, REPLAYED_HEADER
@@ -39,6 +42,7 @@ from sana_service.http.keys import ApiKeys, read_key_digests
 from sana_service.http.openai import Images
 from sana_service.http.page import page_routes
 from sana_service.http.routes import FILES_PREFIX, OPENAI_PREFIX, QUEUE_PREFIX, KnownRoutes, QueueHost
+from sana_service.http.tracing import Traced
 from sana_service.settings import Settings
 from sana_service.storage import Storage
 
@@ -108,6 +112,8 @@ def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage, runtime: Ca
             allow_headers=_REQUEST_HEADERS,
             expose_headers=_EXPOSED_HEADERS,
         )
+    if tracing.is_on(os.environ):
+        app = Traced(app, lambda: runtime().tracing, settings.app)
     return _HttpOnly(Envelope(ResponseCounter(app, settings.app)), bentoml_app)
 
 

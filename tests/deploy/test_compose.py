@@ -83,7 +83,7 @@ def test_the_service_understands_its_variables(names: tuple[str, ...], monkeypat
     gpu, s3 = "compose.gpu.yaml" in names, "compose.s3.yaml" in names
     assert (settings.models, settings.devices) == (("hub", ("auto",)) if gpu else ("bundled", ("cpu",)))
     assert settings.storage_url == ("s3://sana/images" if s3 else "file:///data/files")
-    assert settings.jobs_url == "sqlite:////data/jobs.db"
+    assert settings.jobs_url == "sqlite:///data/jobs.db"
     assert float(service["stop_grace_period"].removesuffix("s")) >= settings.request_timeout_seconds + 30
     mounted = {mount.split(":")[1] for mount in service["volumes"]}
     assert mounted == ({"/data", "/models"} if gpu else {"/data"})
