@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -87,7 +88,9 @@ def faults(name: str, container: podman.Container) -> list[str]:
     found = [f"label {key} is missing" for key, value in LABELS.items() if described["Labels"].get(key) != value]
     if described["Config"]["User"] != "bentoml":
         found.append(f"the user is {described['Config'].get('User')}")
-    found += [f"{tool} is installed" for tool in COMPILERS if container.run("sh", "-c", f"command -v {tool}").strip()]
+    # Triton cannot do without one.
+    tools = () if container.run("python", "-c", "import triton").strip() == "" else COMPILERS
+    found += [f"{tool} is installed" for tool in tools if container.run("sh", "-c", f"command -v {tool}").strip()]
     source = set(container.run("ls", "/home/bentoml/bento/src").split())
     if source != SOURCE_FILES:
         found.append(f"the source is {sorted(source)}")
@@ -99,6 +102,14 @@ def faults(name: str, container: podman.Container) -> list[str]:
         entry for entry in described["Config"]["Env"] if any(word in entry for word in ("TOKEN", "SECRET", "KEY"))
     ]
     return found + [f"the variable {entry.partition('=')[0]} is in it" for entry in secret]
+
+
+def cuda_faults(name: str) -> list[str]:
+    """What the image for CUDA lacks, as far as that shows without a device."""
+    script = "python -c 'import torch, triton; print(torch.version.cuda)'; command -v gcc"
+    cuda, compiler, *_ = [*podman.run_once(name, script).splitlines(), "", ""]
+    found = [] if re.fullmatch(r"\d+\.\d+", cuda) else [f"its torch is built for CUDA {cuda!r}"]
+    return found if compiler.endswith("gcc") else [*found, "Triton finds no compiler"]
 
 
 def confinement_faults(container: podman.Container) -> list[str]:

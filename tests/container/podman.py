@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Neither curl nor wget is in the image; as docs/deployment.md has it.
+HEALTH = "python -c 'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:3000/readyz\", timeout=5)'"
 _UNIFIED = Path("/sys/fs/cgroup/unified")
 _INSIDE = "SANA_PROOF_NAMESPACE"
 
@@ -54,11 +56,11 @@ class Container:
         """Start the image with its root file system read-only, `/tmp` in memory and `/data` a volume."""
         started = time.monotonic()
         variables = {"BENTOML_HOME": "/tmp/bentoml", **environ}
-        call(
-            "run", "--detach", f"--name={name}", "--network=none", "--read-only", "--cap-drop=all",
-            "--security-opt=no-new-privileges", "--tmpfs=/tmp", f"--volume={volume}:/data:U", "--cgroups=disabled",
-            *_limits(), *(f"--env={key}={value}" for key, value in variables.items()), image,
-        )  # fmt: skip
+        confinement = ("--network=none", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
+        writable = ("--tmpfs=/tmp", f"--volume={volume}:/data")
+        health = (f"--health-cmd={HEALTH}", "--health-interval=disable")
+        settings = [f"--env={key}={value}" for key, value in variables.items()]
+        call("run", "--detach", f"--name={name}", *confinement, *writable, *health, *_limits(), *settings, image)
         return cls(name, started)
 
     def restart(self) -> Container:
@@ -91,6 +93,10 @@ class Container:
         """What a command prints inside."""
         return call("exec", self.name, *command, check=False)
 
+    def healthy(self) -> bool:
+        """What the documented health check says now."""
+        return subprocess.run(["podman", "healthcheck", "run", self.name], check=False).returncode == 0
+
     def client(self, *arguments: str) -> subprocess.Popen[str]:
         """`tests.container.load` in the container's network, with this process's Python."""
         network = f"--net=/proc/{self.state()['Pid']}/ns/net"
@@ -101,9 +107,21 @@ class Container:
         call("rm", "--force", "--time=0", self.name, check=False)
 
 
+def run_once(image: str, command: str) -> str:
+    """What a shell command prints in a new container of an image, which is then removed."""
+    options = ("--rm", "--network=none", "--entrypoint=sh", *_limits())
+    return call("run", *options, image, "-c", command)
+
+
 def _limits() -> list[str]:
-    """Limits that a process without CAP_SYS_RESOURCE may ask for."""
+    """Limits that a process without CAP_SYS_RESOURCE may ask for, and no control groups, which it may not make."""
     return [
-        f"--ulimit={name}={min(most, resource.getrlimit(kind)[1])}"
-        for name, kind, most in (("nofile", resource.RLIMIT_NOFILE, 20_000), ("nproc", resource.RLIMIT_NPROC, 4_000))
+        "--cgroups=disabled",
+        *(
+            f"--ulimit={name}={min(most, resource.getrlimit(kind)[1])}"
+            for name, kind, most in (
+                ("nofile", resource.RLIMIT_NOFILE, 20_000),
+                ("nproc", resource.RLIMIT_NPROC, 4_000),
+            )
+        ),
     ]

@@ -106,6 +106,7 @@ def _build(proof: Proof, home: Path, *, cuda: bool) -> None:
     if cuda:
         proof.step("bentoml containerize, CUDA", lambda: image.build_image(home, bento, CUDA_IMAGE, None))
         sizes["cuda"] = image.size_bytes(CUDA_IMAGE)
+        proof.expect(*image.cuda_faults(CUDA_IMAGE))
     for name, size in sizes.items():
         print(f"{size / 1e6:8.0f} MB {name} image", flush=True)
 
@@ -115,6 +116,8 @@ def _serve(proof: Proof, name: str) -> None:
     proof.told("start to the address", container.wait_for("listening on http://localhost:3000"))
     proof.told("start to ready", container.wait_for("ready after"))
     proof.expect(*image.faults(name, container), *image.confinement_faults(container))
+    if not container.healthy():
+        proof.expect("the health check fails")
     first = proof.step("a picture on each endpoint", lambda: _ask(container))
     names = [first[route]["name"] for route in ("/generate", "/sprint")]
     _check_answers(proof, first)
