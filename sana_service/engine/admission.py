@@ -29,6 +29,9 @@ from sana_service.models.names import ModelName
 
 MIN_RETRY_AFTER_SECONDS = 1.0
 
+_ERRORS = 2.0
+"""Mean errors of the prediction that a deadline must leave over."""
+
 _SWEEP_SECONDS = 0.02
 """How often the loops look for waiting jobs that are of no more use."""
 
@@ -167,8 +170,8 @@ class JobQueue:
         with self._lock:
             if self._refusal is not None:
                 raise NotReady(self._refusal)
-            self._require_room(job)
-            ticket = Ticket(job, JobFuture(job), time.monotonic())
+            expected = self._require_room(job)
+            ticket = Ticket(job, JobFuture(job), time.monotonic(), expected / self._costs.stretch)
             self._waiting[job.model].append(ticket)
             self._wake_takers()
         return ticket.future
@@ -193,6 +196,7 @@ class JobQueue:
 
     def done(self, ticket: Ticket) -> None:
         """The job has left its loop."""
+        self._learn(ticket)
         with self._lock:
             self._leave_desk(ticket)
             if self._refusal is not None and not self.waiting and not self.running:
@@ -241,6 +245,7 @@ class JobQueue:
             if dead:
                 self._wake_all()
         for ticket, reason in dead:
+            self._learn(ticket)
             ticket.end(reason)
 
     def abandon(self, why: str) -> None:
@@ -314,7 +319,17 @@ class JobQueue:
             more[number] += len(one.seeds)
         return ()
 
-    def _require_room(self, job: Job) -> None:
+    def _learn(self, ticket: Ticket) -> None:
+        """A job that ended late shows by how much predictions are wrong; one that was cancelled shows nothing.
+
+        What an expired one had left to do counts: or predictions would come to rest where all end at their deadline.
+        """
+        if not ticket.job.cancelled and not ticket.moved:
+            taken = time.monotonic() - ticket.submitted_at + self._left(ticket)
+            self._costs.observe_job(ticket.expected_seconds, taken)
+
+    def _require_room(self, job: Job) -> float:
+        """Seconds until the job's end, as predicted; raises where it may not come in."""
         behind = self._downstream.waiting if self._downstream is not None else 0
         blocked = {model: self._blocked(model, job if model == job.model else None) for model in self._waiting}
         if blocked[job.model] or behind:
@@ -322,13 +337,16 @@ class JobQueue:
             excess = sum(map(self._work, jobs)) - self._max_work if len(jobs) > 1 else 0.0
             if len(jobs) + behind > self._max_queue or excess > 0:
                 raise QueueFull(max(MIN_RETRY_AFTER_SECONDS, self._room_in(excess), self._backlog()))
-        elif not self.running and not self.waiting:
-            return
         wait = self._predicted_wait(job.model)
-        late = time.monotonic() + wait + self._costs.predict(job) - job.deadline
-        if late >= 0:
+        expected = wait + self._costs.predict(job)
+        # A mean would let in as many that end too late as in time: a full queue ends every job at its deadline.
+        margin = min(expected, _ERRORS * self._costs.error)
+        late = time.monotonic() + expected + margin - job.deadline
+        idle = not self.running and not self.waiting and not behind
+        if late >= 0 and not idle:
             # One that takes longer than it has is for an idle device alone.
             raise DeadlineOutOfReach(max(MIN_RETRY_AFTER_SECONDS, min(late, wait)))
+        return expected
 
     def _work(self, job: Job) -> float:
         return megapixel_steps(job, self._drawn_pixels[job.model])

@@ -1,8 +1,9 @@
 """What work will take, learned from the work that was done. Pure Python.
 
 Two rates per model, each an exponential moving average: denoising per transformer row (one image in one step, twice
-with classifier-free guidance) and decode, safety and resize per image. Admission, `Retry-After` and the metrics read
-them; nothing depends on their being right.
+with classifier-free guidance) and decode, safety and resize per image. What lies between the pieces of work is not in
+them, so whole jobs are looked at as well: where they end later than predicted, all predictions are stretched by as
+much. Admission, `Retry-After` and the metrics read them; nothing depends on their being right.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from sana_service.models.names import ModelName
 NEW_WEIGHT = 0.1
 """Share of the newest measurement in an average."""
 
+MOST_STRETCH = 4.0
+"""A device that stood still for once is not believed to do so for ever."""
+
 
 class Costs:
     """Seconds of device time by model; safe for threads. Zero while nothing of a model has been measured."""
@@ -23,6 +27,9 @@ class Costs:
         self._lock = threading.Lock()
         self._row: dict[ModelName, float] = {}
         self._image: dict[ModelName, float] = {}
+        self._expected: float | None = None
+        self._taken: float | None = None
+        self._error: float | None = None
 
     def observe_step(self, model: ModelName, rows: int, seconds: float) -> None:
         """A step of a batch of so many transformer rows took so long."""
@@ -34,13 +41,32 @@ class Costs:
         with self._lock:
             self._image[model] = _blend(self._image.get(model), seconds)
 
+    def observe_job(self, expected: float, seconds: float) -> None:
+        """A job that was expected to end after so long, unstretched, took so long, waiting included."""
+        with self._lock:
+            self._error = _blend(self._error, abs(seconds - expected * self.stretch))
+            self._expected = _blend(self._expected, expected)
+            self._taken = _blend(self._taken, seconds)
+
+    @property
+    def stretch(self) -> float:
+        """How much longer jobs take than the sum of their measured parts, 1 or more."""
+        if not self._expected or self._taken is None:
+            return 1.0
+        return min(MOST_STRETCH, max(1.0, self._taken / self._expected))
+
+    @property
+    def error(self) -> float:
+        """Seconds that jobs end earlier or later than predicted, a mean."""
+        return self._error or 0.0
+
     def denoise(self, model: ModelName, rows: int) -> float:
         """Seconds that so many transformer rows take, in batches as of late."""
-        return self._row.get(model, 0.0) * rows
+        return self._row.get(model, 0.0) * rows * self.stretch
 
     def finish(self, model: ModelName, images: int) -> float:
         """Seconds from latents to pixels for so many images."""
-        return self._image.get(model, 0.0) * images
+        return self._image.get(model, 0.0) * images * self.stretch
 
     def predict(self, job: Job) -> float:
         """Seconds a job takes on an idle device."""

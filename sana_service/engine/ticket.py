@@ -35,6 +35,7 @@ class Ticket:
     """A job on its way, times in `time.monotonic()` seconds.
 
     Args:
+        expected_seconds: from then to its end, as predicted when it came, unstretched.
         rows_left: transformer rows still to run, for predictions.
         images_left: images still to decode and finish, likewise.
         moved: whether its first device was lost.
@@ -43,6 +44,7 @@ class Ticket:
     job: Job
     future: JobFuture
     submitted_at: float
+    expected_seconds: float = 0.0
     started_at: float = 0.0
     rows_left: int = field(init=False)
     images_left: int = field(init=False)

@@ -95,11 +95,11 @@ def _wait(seconds: float) -> None:
 class SimulatedEngine:
     """The engine's queue and loops around simulated devices."""
 
-    def __init__(self, devices: list[SimulatedStages], max_queue: int = 10_000) -> None:
+    def __init__(self, devices: list[SimulatedStages], max_queue: int = 10_000, limits: Limits = LIMITS) -> None:
         costs = Costs()
-        self.queue = JobQueue(max_queue, len(devices), LIMITS.seats, costs)
+        self.queue = JobQueue(max_queue, len(devices), limits.seats, costs)
         stages: list[Any] = list(devices)
-        self.loops = [DeviceLoop(i, one, self.queue, costs, LIMITS.batch_cells) for i, one in enumerate(stages)]
+        self.loops = [DeviceLoop(i, one, self.queue, costs, limits.batch_cells) for i, one in enumerate(stages)]
 
     def __enter__(self) -> SimulatedEngine:
         self.queue.open()

@@ -49,6 +49,49 @@ def test_new_measurements_move_the_average():
     assert learned.denoise("base", 10) == pytest.approx(10 * (0.1 + NEW_WEIGHT * 0.5))
 
 
+def test_predictions_are_stretched_where_jobs_end_later_than_predicted():
+    """What lies between steps is in no step's time; haste is no reason to promise more."""
+    learned = costs()
+    learned.observe_job(expected=2.0, seconds=3.0)
+    assert learned.stretch == pytest.approx(1.5)
+    assert learned.predict(job(num_inference_steps=18)) == pytest.approx(6.0)
+    for _ in range(100):
+        learned.observe_job(expected=2.0, seconds=1.0)
+    assert learned.stretch == 1.0
+    learned.observe_job(expected=0.1, seconds=1000.0)
+    assert learned.stretch == 4.0
+
+
+def test_a_deadline_must_leave_room_for_the_error_of_predictions():
+    learned = costs()
+    learned.observe_job(expected=2.0, seconds=2.0)
+    queue = open_queue(max_queue=8, costs=learned)
+    queue.put(job(num_inference_steps=18))
+    take(queue)
+    # 3.6 seconds before it, and 4.0 of its own
+    queue.put(job(num_inference_steps=18, deadline=time.monotonic() + 7.7))
+    for _ in range(100):
+        for seconds in (1.5, 2.5):
+            learned.observe_job(expected=2.0, seconds=seconds)
+    assert learned.error == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(DeadlineOutOfReach):
+        queue.put(job(model="sprint", deadline=time.monotonic() + 1.0))
+
+
+def test_a_queue_learns_from_late_jobs_and_not_from_cancelled_ones():
+    learned = costs()
+    queue = open_queue(max_queue=8, costs=learned)
+    for cancelled in (True, False):
+        queue.put(job(num_inference_steps=18))
+        ticket = take(queue)
+        ticket.submitted_at -= 8.0
+        ticket.rows_left = ticket.images_left = 0
+        if cancelled:
+            ticket.job.cancel()
+        queue.done(ticket)
+        assert learned.stretch == pytest.approx(1.0 if cancelled else 2.0, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
