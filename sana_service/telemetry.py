@@ -53,7 +53,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: Literal["text", "json"]) -> None:
-    """Send the service's records to stderr; with `json`, turn the other loggers' lines into JSON too."""
+    """Send the service's records to stderr; with `json`, turn the other loggers' lines and warnings into JSON too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logger = logging.getLogger(LOGGER_NAME)
@@ -61,6 +61,7 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if log_format == "json":
+        logging.captureWarnings(True)
         for name in ("", *_FOREIGN_LOGGERS):
             for foreign in logging.getLogger(name).handlers:
                 foreign.setFormatter(_JsonFormatter())

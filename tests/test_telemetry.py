@@ -12,6 +12,7 @@ def restored() -> Iterator[None]:
     logger = logging.getLogger("sana")
     before = (logger.handlers, logger.level, logger.propagate)
     yield
+    logging.captureWarnings(False)
     logger.handlers, logger.level, logger.propagate = before
 
 

@@ -164,6 +164,7 @@ def test_a_log_line_names_the_trace(exporter: InMemorySpanExporter, capsys: pyte
             get_logger("x").info("inside")
         get_logger("x").info("outside")
     finally:
+        logging.captureWarnings(False)
         logger.handlers, logger.level, logger.propagate = before
     inside, outside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert inside["trace_id"] == CALLER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,9 @@ def test_a_servers_spans_arrive(tmp_path, pair_variables: dict[str, str], collec
         # Nothing is sent before the end: what arrives is what the stop sent.
         "OTEL_BSP_SCHEDULE_DELAY": "600000",
         "OTEL_SERVICE_NAME": "drawing",
+        "SANA_LOG_FORMAT": "json",
+        # Otherwise a test's server shows what libraries warn their developers of, before any setting is read.
+        "PYTHONWARNINGS": "ignore",
     }
     with services.server(tmp_path, variables) as server:
         headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "x-request-id": "a-request"}
@@ -72,6 +76,7 @@ def test_a_servers_spans_arrive(tmp_path, pair_variables: dict[str, str], collec
         assert answer.status_code == 200
         assert httpx.post(f"{server.url}/sprint", json={"prompt": 1}, timeout=60).status_code == 422
         assert server.stop() == 0
+        _check_log(server.log)
     spans = {span.name: span for span in collector.spans() if span.trace_id.hex() == TRACE}
     generation = next(span for name, span in spans.items() if name.startswith("generate_content "))
     assert set(spans) == {"POST generate", generation.name, *ENGINE_STAGES, "encode", "store"}
@@ -88,3 +93,13 @@ def test_a_servers_spans_arrive(tmp_path, pair_variables: dict[str, str], collec
     resource = {one.key: one.value.string_value for one in collector.exports[0].resource_spans[0].resource.attributes}
     assert resource["service.name"] == "drawing"
     assert b"a secret garden" not in b"".join(export.SerializeToString() for export in collector.exports)
+
+
+def _check_log(log: str) -> None:
+    """Each line is a JSON document, those of the request name it and its trace, and none has the prompt."""
+    records = [json.loads(line) for line in log.splitlines()]
+    ours = [record for record in records if record.get("request_id") == "a-request"]
+    assert ours
+    assert {record["trace_id"] for record in ours if record["logger"] == "sana.runtime"} == {TRACE}
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, records))
+    assert "a secret garden" not in log
