@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 import sana_service
 from deploy.grafana.dashboard import metric_names
 from deploy.helm import readme
+from sana_service import tracing
 from sana_service.http.routes import allowed_methods
 from sana_service.metrics import catalogue
 from sana_service.settings import Settings, load_settings
@@ -295,12 +296,18 @@ def test_prometheus_has_a_key_where_there_are_keys():
     assert mount["mountPath"] == "/etc/sana"
 
 
+def test_traces_go_where_the_operator_says():
+    assert tracing.is_on(environment("scaled"))
+    assert environment("scaled")["OTEL_SERVICE_NAME"] == render("scaled")["Deployment"]["metadata"]["name"]
+    assert not tracing.is_on(environment("one-gpu"))
+
+
 def test_the_network_policy_lets_nobody_at_the_clouds_metadata():
     policy = render("scaled")["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     public = next(rule for rule in policy["egress"] if rule["ports"] == [{"port": 443, "protocol": "TCP"}])
     assert "169.254.0.0/16" in public["to"][0]["ipBlock"]["except"]
-    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443, 6379}
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443, 4318, 6379}
 
 
 def test_selectors_agree():
