@@ -29,6 +29,21 @@ def _weighted(left, middle, right, weight, channel, wide, LINE: tl.constexpr, WI
     return left * first + middle * second + right * third
 
 
+@triton.jit(do_not_specialize=["total"])  # type: ignore[untyped-decorator, unused-ignore]
+def _silu_all(x, total, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < total
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + place, _silu(value).to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _near(x, base, column, channel, seen, width, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A line at some columns; zero outside."""
+    inside = ((column >= 0) & (column < width))[:, None] & seen[None, :]
+    return tl.load(x + (base + column)[:, None] * WIDTH + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator, unused-ignore]
 def _depthwise_glu(  # type: ignore[no-untyped-def]
     x, weight, bias, out, height, width, WIDTH: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr,
@@ -39,47 +54,46 @@ def _depthwise_glu(  # type: ignore[no-untyped-def]
     strips = tl.cdiv(height, LINES)
     row = (place // strips).to(tl.int64)
     first = (place % strips) * LINES
-    # Tiles overlap by two columns, whose sums are the neighbours'; at the picture's edge nothing is missing.
-    start_column = tile * (TILE - 2)
-    column = start_column + tl.arange(0, TILE)
+    column = tile * TILE + tl.arange(0, TILE)
     channel = block * CHANNELS + tl.arange(0, CHANNELS)
     wide = channel < HALF
     gates = HALF + channel
-    present = (column < width)[:, None] & wide[None, :]
-    own = (column > start_column) | (start_column == 0)
-    own = own & ((column < start_column + TILE - 1) | (start_column + TILE >= width))
-    here = present & own[:, None]
+    here = (column < width)[:, None] & wide[None, :]
     start = tl.load(bias + channel, mask=wide, other=0.0)[None, :]
     gate_start = tl.load(bias + gates, mask=wide, other=0.0)[None, :]
-    # A line read adds to the three lines of output around it: what is read once is used nine times.
+    # A line read adds to the three lines of output around it. Unrolled, so that all reads are under way at once.
     above = tl.zeros((TILE, CHANNELS), tl.float32)
     current = tl.zeros((TILE, CHANNELS), tl.float32)
     gate_above = tl.zeros((TILE, CHANNELS), tl.float32)
     gate_current = tl.zeros((TILE, CHANNELS), tl.float32)
-    for step in range(0, LINES + 2):
+    for step in tl.static_range(LINES + 2):
         line = first - 1 + step
-        inside = present & (line >= 0) & (line < height)
-        source = ((row * height + line) * width + column)[:, None] * WIDTH + channel[None, :]
-        value = _silu(tl.load(x + source, mask=inside, other=0.0).to(tl.float32)).to(x.dtype.element_ty)
-        left, middle, right = _moved(value, -1, TILE), _moved(value, 0, TILE), _moved(value, 1, TILE)
+        base = (row * height + line) * width
+        seen = wide & (line >= 0) & (line < height)
+        left = _near(x, base, column - 1, channel, seen, width, WIDTH)
+        middle = _near(x, base, column, channel, seen, width, WIDTH)
+        right = _near(x, base, column + 1, channel, seen, width, WIDTH)
         done = start + above + _weighted(left, middle, right, weight, channel, wide, 2, WIDTH)
         above = current + _weighted(left, middle, right, weight, channel, wide, 1, WIDTH)
         current = _weighted(left, middle, right, weight, channel, wide, 0, WIDTH)
-        value = _silu(tl.load(x + source + HALF, mask=inside, other=0.0).to(tl.float32)).to(x.dtype.element_ty)
-        left, middle, right = _moved(value, -1, TILE), _moved(value, 0, TILE), _moved(value, 1, TILE)
+        left = _near(x, base, column - 1, gates, seen, width, WIDTH)
+        middle = _near(x, base, column, gates, seen, width, WIDTH)
+        right = _near(x, base, column + 1, gates, seen, width, WIDTH)
         gate = gate_start + gate_above + _weighted(left, middle, right, weight, gates, wide, 2, WIDTH)
         gate_above = gate_current + _weighted(left, middle, right, weight, gates, wide, 1, WIDTH)
         gate_current = _weighted(left, middle, right, weight, gates, wide, 0, WIDTH)
-        target = ((row * height + line - 1) * width + column)[:, None] * HALF + channel[None, :]
-        writes = here & (step >= 2) & (line - 1 < height)
-        tl.store(out + target, (done * _silu(gate)).to(out.dtype.element_ty), mask=writes)
+        if step >= 2:
+            target = ((row * height + line - 1) * width + column)[:, None] * HALF + channel[None, :]
+            result = (done * _silu(gate)).to(out.dtype.element_ty)
+            tl.store(out + target, result, mask=here & (line - 1 < height))
 
 
 def depthwise_glu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The middle of Sana's feed-forward: SiLU, a 3x3 depthwise convolution, and its first half gated by the second.
 
     Args:
-        x: (rows, height * width, channels), contiguous, before its SiLU.
+        x: (rows, height * width, channels), contiguous, before its SiLU, and after it when this returns: a pass of its
+            own is cheaper than the exponentials of values that are read several times.
         weight: (9, channels) float32, line by line.
         bias: (channels,) float32.
 
@@ -87,10 +101,10 @@ def depthwise_glu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hei
         (rows, height * width, channels / 2).
     """
     rows, tokens, channels = x.shape
+    _silu_all[(triton.cdiv(x.numel(), 4096),)](x, x.numel(), BLOCK=4096, num_warps=8)
     out = torch.empty(rows, tokens, channels // 2, dtype=x.dtype, device=x.device)
-    lines, tile, block = 16, 32, 32
-    tiles = 1 if width <= tile else triton.cdiv(width - 2, tile - 2)
-    grid = (triton.cdiv(channels // 2, block), tiles, rows * triton.cdiv(height, lines))
+    lines, tile, block = 4, 8, 64
+    grid = (triton.cdiv(channels // 2, block), triton.cdiv(width, tile), rows * triton.cdiv(height, lines))
     _depthwise_glu[grid](
         x, weight, bias, out, height, width, WIDTH=channels, TILE=tile, CHANNELS=block, LINES=lines, num_warps=4
     )
@@ -165,7 +179,8 @@ def depthwise_grouped(
     rows, _, channels = x.shape
     groups, inner, _ = point.shape
     out = torch.empty_like(x)
-    lines, tile = 16, 32
+    # Small pictures are cut finer, so that every multiprocessor has something to do.
+    lines, tile = (16 if height >= 128 else 4), 32
     tiles = 1 if width <= tile else triton.cdiv(width - 4, tile - 4)
     _depthwise_grouped[(groups, tiles, rows * triton.cdiv(height, lines))](
         x, weight, point, out, height, width, WIDTH=channels, GROUP=inner, TILE=tile, LINES=lines, num_warps=4
@@ -202,22 +217,24 @@ def bias_silu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator, unused-ignore]
 def _join_phases(  # type: ignore[no-untyped-def]
     phases, bias, coarse, fine, height, width, FINE: tl.constexpr, COARSE: tl.constexpr, REPEATS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    column, line = tl.program_id(0), tl.program_id(1)
+    line = tl.program_id(1)
     row = (line // (2 * height)).to(tl.int64)
     line = line % (2 * height)
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
     channel = tl.arange(0, BLOCK)
-    inside = channel < FINE
+    inside = (column < 2 * width)[:, None] & (channel < FINE)[None, :]
     right, below = column % 2, line % 2
     window = (row * (height + 1) + line // 2 + below) * (width + 1) + column // 2 + right
     phase = below * 2 + right
-    value = tl.load(phases + window * (4 * FINE) + phase * FINE + channel, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(bias + channel, mask=inside, other=0.0)
+    source = (window * (4 * FINE) + phase * FINE)[:, None] + channel[None, :]
+    value = tl.load(phases + source, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + channel, mask=channel < FINE, other=0.0)[None, :]
     parent = (row * height + line // 2) * width + column // 2
-    shuffled = (channel * 4 + phase) // REPEATS
-    value += tl.load(coarse + parent * COARSE + shuffled, mask=inside, other=0.0).to(tl.float32)
-    target = ((row * 2 * height + line) * 2 * width + column) * FINE + channel
+    shuffled = (channel[None, :] * 4 + phase[:, None]) // REPEATS
+    value += tl.load(coarse + (parent * COARSE)[:, None] + shuffled, mask=inside, other=0.0).to(tl.float32)
+    target = (((row * 2 * height + line) * 2 * width + column) * FINE)[:, None] + channel[None, :]
     tl.store(fine + target, value.to(fine.dtype.element_ty), mask=inside)
 
 
@@ -236,9 +253,10 @@ def join_phases(phases: torch.Tensor, bias: torch.Tensor, coarse: torch.Tensor) 
     rows, height, width, wide = coarse.shape
     channels = len(bias)
     fine = torch.empty(rows, 2 * height, 2 * width, channels, dtype=phases.dtype, device=phases.device)
-    _join_phases[(2 * width, rows * 2 * height)](
+    block = triton.next_power_of_2(channels)
+    tile = max(1, 2048 // block)
+    _join_phases[(triton.cdiv(2 * width, tile), rows * 2 * height)](
         phases, bias, coarse, fine, height, width,
-        FINE=channels, COARSE=wide, REPEATS=channels * 4 // wide,
-        BLOCK=triton.next_power_of_2(channels), num_warps=max(1, min(4, channels // 128)),
+        FINE=channels, COARSE=wide, REPEATS=channels * 4 // wide, BLOCK=block, TILE=tile, num_warps=4,
     )  # fmt: skip
     return fine
