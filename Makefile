@@ -62,7 +62,7 @@ test-browser: $(VENV)/dev ## run the tests of the page and of foreign clients
 
 .PHONY: deploy-tools
 deploy-tools: $(VENV)/dev ## get what checks the deployment files (Debian, root)
-	apt-get install -y --no-install-recommends prometheus
+	type -P promtool || { apt-get update -qq; apt-get install -y --no-install-recommends prometheus; }
 	$(BIN)/python -m deploy.tools $(VENV)
 
 .PHONY: test-deploy
