@@ -81,8 +81,25 @@ format: $(VENV)/dev ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 .PHONY: fuzz
-fuzz: $(VENV)/dev ## run the API fuzzer at length
+fuzz: $(VENV)/dev ## run the fuzzers of the API and of every parser at length
 	SANA_FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+	SANA_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
+
+.PHONY: attack
+attack: $(VENV)/dev ## send ten thousand bad requests, and see what is left of them
+	SANA_ATTACKS=10000 $(BIN)/python -m pytest -rP tests/chaos/test_attack.py
+
+.PHONY: chaos
+chaos: $(VENV)/dev ## ten minutes of faults, restarts and bad clients; summary in results/chaos.json
+	$(BIN)/python -m tests.chaos.run --seconds 600 --out results/chaos.json
+
+.PHONY: overload
+overload: $(VENV)/dev ## measure goodput and probes at 2, 5 and 10 times the capacity
+	$(BIN)/python -m tests.chaos.overload --out results/overload.json
+
+.PHONY: soak
+soak: $(VENV)/dev ## half an hour at 80 % load: slopes of memory and open files
+	$(BIN)/python -m tests.chaos.soak --seconds 1800 --out results/soak.json
 
 .PHONY: sbom
 sbom: $(VENV)/run ## write the software bill of materials, CycloneDX, to sbom.json

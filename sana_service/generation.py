@@ -41,6 +41,7 @@ logger = get_logger("generation")
 _OUTPUTS: dict[ModelName, type[Output]] = {"base": SanaOutput, "sprint": SanaSprintOutput}
 _SAMPLERS: dict[ModelName, str] = {"base": "DPM++ 2M", "sprint": "SCM"}
 _SEEDS = 2**64
+_WITHDRAW_SECONDS = 5.0
 _RANDOM_SEEDS = 2**32
 
 
@@ -177,7 +178,8 @@ class Generation:
             # Shielded: a put that was cancelled would go on in its thread, and its file would stay.
             names = await asyncio.gather(*map(asyncio.shield, puts))
         except (StorageError, asyncio.CancelledError) as error:
-            await asyncio.shield(self._withdraw(puts))
+            # Not for ever: a storage that hangs would hold the request beyond its deadline.
+            await asyncio.wait({asyncio.ensure_future(self._withdraw(puts))}, timeout=_WITHDRAW_SECONDS)
             if isinstance(error, StorageError):
                 logger.error("storing an image failed: %s", error)
                 raise Unavailable("The image storage does not answer, retry later.") from error

@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -52,6 +53,7 @@ logger = get_logger("runtime")
 SignalHandler = Callable[[int, FrameType | None], object]
 
 _SWEEP_SECONDS = 30.0
+_BLOCKING_THREADS = 32
 _WARM_UP_PROMPT = "a red circle on a white background"
 
 
@@ -102,6 +104,9 @@ class Runtime:
 
     async def start(self) -> None:
         """Begin to load; returns at once."""
+        # The default has a thread for each core and four: a storage that hangs would stop all that uses threads.
+        threads = ThreadPoolExecutor(_BLOCKING_THREADS, thread_name_prefix="blocking")
+        asyncio.get_running_loop().set_default_executor(threads)
         self._drain_on_signals()
         if self._settings.api_keys_file is None:
             logger.warning("no API keys are configured (SANA_API_KEYS_FILE): the service is open to everybody")

@@ -19,13 +19,13 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -34,7 +34,6 @@ from sana_service.telemetry import get_logger
 
 logger = get_logger("storage")
 
-_Result = TypeVar("_Result")
 
 _CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 _NAME = re.compile(r"[0-9a-f]{32}\.(jpg|png|webp)")
@@ -53,6 +52,8 @@ _S3_OPTIONS = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}},
 }
 _RETRY_AFTER_SECONDS = 0.2
+_ANSWER_SECONDS = 30.0
+"""Of one try. The options above bound neither a server that accepts and says nothing nor one that trickles."""
 # S3's, most others', fsspec's memory filesystem's.
 _MODIFIED_KEYS = ("LastModified", "mtime", "created")
 
@@ -320,28 +321,28 @@ class _Remote:
     def write(self, name: str, data: bytes, content_type: str) -> None:
         options = {"ContentType": content_type} if self._is_s3 else {}
         try:
-            self._call("put", lambda files, root: files.pipe_file(f"{root}/{name}", data, **options))
+            self._call("put", "pipe_file", name, data, **options)
         except FileNotFoundError as error:
             raise StorageError(f"{self._label} does not exist: {_line(error)}") from error
 
     def read(self, name: str) -> tuple[bytes, float]:
-        data: bytes = self._call("open", lambda files, root: files.cat_file(f"{root}/{name}"))
-        facts: dict[str, Any] = self._call("open", lambda files, root: files.info(f"{root}/{name}"))
+        data: bytes = self._call("open", "cat_file", name)
+        facts: dict[str, Any] = self._call("open", "info", name)
         modified = next((facts[key] for key in _MODIFIED_KEYS if facts.get(key)), None)
         if isinstance(modified, datetime):
             modified = modified.timestamp()
         return data, modified if isinstance(modified, int | float) else time.time()
 
     def remove(self, name: str) -> None:
-        self._call("delete", lambda files, root: files.rm_file(f"{root}/{name}"))
+        self._call("delete", "rm_file", name)
 
     def expire(self, now: float) -> int:
         return 0
 
-    def _call(self, kind: StorageOperation, operation: Callable[[Any, str], _Result]) -> _Result:
-        """An operation's result, tried twice unless its failure is an answer."""
+    def _call(self, kind: StorageOperation, method: str, name: str, *arguments: Any, **options: Any) -> Any:
+        """What a method of the filesystem gives for a name, tried twice unless its failure is an answer."""
         try:
-            return operation(*self._root)
+            return self._try(method, name, *arguments, **options)
         except FileNotFoundError:
             raise
         except PermissionError as error:
@@ -352,11 +353,26 @@ class _Remote:
         STORAGE_RETRIES.labels(kind).inc()
         time.sleep(_RETRY_AFTER_SECONDS)
         try:
-            return operation(*self._root)
+            return self._try(method, name, *arguments, **options)
         except FileNotFoundError:
             raise
         except Exception as error:
             raise StorageError(f"{self._label} failed twice: {_line(error)}") from error
+
+    def _try(self, method: str, name: str, *arguments: Any, **options: Any) -> Any:
+        """Once, and not for ever where the filesystem is one that can be told to stop."""
+        filesystem, root = self._root
+        path = f"{root}/{name}"
+        if not filesystem.async_impl:
+            return getattr(filesystem, method)(path, *arguments, **options)
+        from fsspec.asyn import sync
+        from fsspec.exceptions import FSTimeoutError
+
+        try:
+            coroutine = getattr(filesystem, f"_{method}")
+            return sync(filesystem.loop, coroutine, path, *arguments, timeout=_ANSWER_SECONDS, **options)
+        except FSTimeoutError as error:
+            raise TimeoutError(f"no answer within {_ANSWER_SECONDS:g} seconds") from error
 
 
 def _line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from sana_service import metrics
+from sana_service import storage as storage_module
 from sana_service.storage import Storage, StorageError, StoredFile
 
 TTL = 60
@@ -435,6 +437,61 @@ class TestS3:
                     storage.put(b"abc", "png")
                 # A dropped connection alone is opened again by the HTTP client, before this service hears of it.
                 assert _counts("put") == (errors + 1, retries + 1)
+
+    @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
+    def test_a_server_that_answers_errors_is_asked_twice(
+        self, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+    ) -> None:
+        with _Answering(status, code) as server:
+            _aim_at(monkeypatch, server.url)
+            with pytest.raises(StorageError, match=r"^s3://images failed twice: "):
+                Storage("s3://images", TTL).put(b"abc", "png")
+            assert server.asked == 2
+
+    def test_a_server_that_never_answers_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(storage_module, "_ANSWER_SECONDS", 0.5)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            _aim_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+            started = time.monotonic()
+            storage = Storage("s3://images", TTL)
+            for attempt in (lambda: storage.put(b"abc", "png"), lambda: storage.open("0" * 32 + ".png")):
+                with pytest.raises(StorageError, match=r"^s3://images failed twice: no answer within 0\.5 seconds$"):
+                    attempt()
+            assert 2.0 <= time.monotonic() - started < 15
+
+
+class _Answering:
+    """A server that answers every request with one error of S3's."""
+
+    def __init__(self, status: int, code: str) -> None:
+        self.asked = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # S3's clients wait for "100 Continue"
+
+            def do_PUT(self) -> None:
+                outer.asked += 1
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(body)))
+                self.send_header("connection", "close")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None: ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> _Answering:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class _Flaky:

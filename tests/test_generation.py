@@ -1,0 +1,82 @@
+"""What becomes of a request whose storage does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from sana_service import generation as module
+from sana_service.contract.errors import Unavailable
+from sana_service.generation import Generation
+from sana_service.images import EncodedImage
+from sana_service.settings import load_settings
+from sana_service.storage import StorageError
+
+PICTURE = EncodedImage(b"picture", "image/png", "png", 1, 1)
+
+
+class Shelf:
+    """A storage whose puts wait until they may go on, and fail from the n-th on."""
+
+    def __init__(self, fails_from: int = 1000) -> None:
+        self.may_go_on = threading.Event()
+        self.files: set[str] = set()
+        self.deleted = threading.Event()
+        self._fails_from = fails_from
+        self._puts = 0
+        self._lock = threading.Lock()
+
+    def put(self, data: bytes, extension: str) -> str:
+        with self._lock:
+            number = self._puts
+            self._puts += 1
+        if number >= self._fails_from:
+            raise StorageError("/secret/folder cannot be written to: No space left on device")
+        assert self.may_go_on.wait(20)
+        self.files.add(f"{number}.{extension}")
+        return f"{number}.{extension}"
+
+    def delete(self, name: str) -> None:
+        self.files.discard(name)
+        self.deleted.set()
+
+
+def publish(shelf: Shelf, images: int) -> Any:
+    return Generation(None, None, shelf, load_settings({}), {})._publish([PICTURE] * images, False, "http://a")  # type: ignore[arg-type]
+
+
+def test_a_storage_that_hangs_holds_no_request_beyond_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WITHDRAW_SECONDS", 0.1)
+    shelf = Shelf()
+
+    async def late() -> float:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await publish(shelf, 1)
+        took = time.monotonic() - started
+        # what hung is done at last, and nobody wants it
+        shelf.may_go_on.set()
+        assert await asyncio.to_thread(shelf.deleted.wait, 20)
+        return took
+
+    assert asyncio.run(late()) < 5
+    assert shelf.files == set()
+
+
+def test_one_image_that_cannot_be_stored_withdraws_the_others() -> None:
+    shelf = Shelf(fails_from=2)
+    shelf.may_go_on.set()
+
+    async def partly() -> None:
+        with pytest.raises(Unavailable) as refused:
+            await publish(shelf, 3)
+        assert "secret" not in str(refused.value.detail)
+        assert int(refused.value.headers["retry-after"]) >= 1
+
+    asyncio.run(partly())
+    assert shelf.files == set()
