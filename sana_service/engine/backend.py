@@ -57,15 +57,14 @@ class Backend:
     def _fuse(self, graphs: bool) -> None:
         """Take the fused way for each module that fits it."""
         from sana_service.engine.fused import decoder, text, transformer
-        from sana_service.engine.graphs import Capturer
+        from sana_service.engine.graphs import Capturer, Pool
 
         models = self._models
-        pool = (0, 0)
         if graphs:
             self._capturer = Capturer(models.device, GRAPH_BYTES)
 
-        def new_pool() -> tuple[int, int]:
-            return self._capturer.new_pool() if graphs else pool
+        def new_pool() -> Pool | None:
+            return None if self._capturer is None else self._capturer.new_pool()
 
         if text.can_fuse(models.text_encoder):
             self.text = text.FusedTextEncoder(models.text_encoder, self._capturer, new_pool())

@@ -13,6 +13,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,6 +24,20 @@ Tensors = tuple[torch.Tensor, ...]
 
 _SPARE_BYTES = 2 * 2**30
 """Of the device, which no capture touches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """What graphs that never run at the same time share.
+
+    Args:
+        handle: of their scratch memory.
+        stream: that they are captured on and never run on. cuBLAS keeps a workspace for each stream, with counters that
+            its kernels wait for; graphs captured on one stream, run at the same time, wait for each other for ever.
+    """
+
+    handle: Any
+    stream: torch.cuda.Stream
 
 
 class Capturer:
@@ -36,12 +52,12 @@ class Capturer:
         self.device = device
         self.budget_bytes = budget_bytes
         self._executor = ThreadPoolExecutor(1, f"sana-{device}-capture")
-        self._pools: list[tuple[int, int]] = []
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pools: list[Pool] = []
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def new_pool(self) -> tuple[int, int]:
+    def new_pool(self) -> Pool:
         """Scratch memory for graphs that never run at the same time."""
-        pool: tuple[int, int] = torch.cuda.graph_pool_handle()
+        pool = Pool(torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         self._pools.append(pool)
         return pool
 
@@ -50,13 +66,13 @@ class Capturer:
         return self._executor.submit(self._run, work)
 
     def _run(self, work: Callable[[], None]) -> None:
-        with torch.inference_mode(), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+        with torch.inference_mode(), torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             work()
 
     def used_bytes(self) -> int:
         """What all pools hold of the device."""
         segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        pools = set(self._pools)
+        pools = {pool.handle for pool in self._pools}
         return sum(one["total_size"] for one in segments if tuple(one.get("segment_pool_id", (0, 0))) in pools)
 
     def has_room(self) -> bool:
@@ -71,20 +87,19 @@ class Capturer:
 class _Graph:
     """One captured call."""
 
-    def __init__(
-        self, work: Callable[..., torch.Tensor], fresh: Tensors, fixed: Tensors, pool: tuple[int, int]
-    ) -> None:
+    def __init__(self, work: Callable[..., torch.Tensor], fresh: Tensors, fixed: Tensors, pool: Pool) -> None:
         self._inputs = tuple(torch.zeros_like(tensor) for tensor in fresh)
-        # Once uncaptured: libraries make their handles and plans, which a capture may not.
+        # Once uncaptured, on another stream: libraries make their handles and plans, which a capture may not.
         work(*self._inputs, *fixed)
         torch.cuda.current_stream().synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads go on launching and allocating.
-        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
-        try:
-            self._output = work(*self._inputs, *fixed)
-        finally:
-            self._graph.capture_end()
+        with torch.cuda.stream(pool.stream):
+            # Other threads go on launching and allocating.
+            self._graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
+            try:
+                self._output = work(*self._inputs, *fixed)
+            finally:
+                self._graph.capture_end()
 
     def replay(self, fresh: Tensors) -> torch.Tensor:
         for place, tensor in zip(self._inputs, fresh, strict=True):
@@ -103,9 +118,7 @@ class GraphSet:
         most: graphs that are kept; the least recently used go first.
     """
 
-    def __init__(
-        self, work: Callable[..., torch.Tensor], capturer: Capturer, pool: tuple[int, int], most: int = 48
-    ) -> None:
+    def __init__(self, work: Callable[..., torch.Tensor], capturer: Capturer, pool: Pool, most: int = 48) -> None:
         self._work = work
         self._capturer = capturer
         self._pool = pool

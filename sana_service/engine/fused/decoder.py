@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_dc import DCUpBlock2d, EfficientV
 from torch.nn import functional
 
 from sana_service.engine.fused.packing import packed
-from sana_service.engine.graphs import Capturer, GraphSet
+from sana_service.engine.graphs import Capturer, GraphSet, Pool
 from sana_service.engine.kernels.attention import Layout, linear_attention
 from sana_service.engine.kernels.convolutions import bias_silu_, depthwise_glu, depthwise_grouped, join_phases
 from sana_service.engine.kernels.norms import rms_norm
@@ -33,13 +33,15 @@ class FusedDecoder:
         pool: of the graphs.
     """
 
-    def __init__(self, vae: Any, capturer: Capturer | None = None, pool: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, vae: Any, capturer: Capturer | None = None, pool: Pool | None = None) -> None:
         vae.decoder.to(memory_format=torch.channels_last)
         self._vae = vae
         decoder = vae.decoder
         self._decoder = decoder
         self._layers = [fused(layer) for block in reversed(decoder.up_blocks) for layer in block]
-        self._graphs = GraphSet(self._run, capturer, pool, most=8) if capturer is not None else None
+        self._graphs = (
+            GraphSet(self._run, capturer, pool, most=8) if capturer is not None and pool is not None else None
+        )
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the decoder wants them, (rows, channels, h, w), to pictures (rows, 3, 32 h, 32 w) in float32."""

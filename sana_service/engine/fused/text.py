@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from sana_service.engine.fused.packing import packed
-from sana_service.engine.graphs import Capturer, GraphSet
+from sana_service.engine.graphs import Capturer, GraphSet, Pool
 from sana_service.engine.kernels.norms import add_rms_norms, rms_norm
 from sana_service.engine.kernels.text import capped_softmax_, gated_gelu, rotate
 
@@ -59,7 +59,7 @@ class FusedTextEncoder:
         pool: of the graphs.
     """
 
-    def __init__(self, text_encoder: Any, capturer: Capturer | None = None, pool: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, text_encoder: Any, capturer: Capturer | None = None, pool: Pool | None = None) -> None:
         config = text_encoder.config
         self._module = text_encoder
         self._layers = [_Layer(layer) for layer in text_encoder.layers]
@@ -72,7 +72,7 @@ class FusedTextEncoder:
         self._nothing = torch.empty(empty, dtype=text_encoder.dtype, device=text_encoder.device)
         self._prefix = self._nothing
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None else None
+        self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None and pool is not None else None
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from sana_service.engine.fused.packing import packed
-from sana_service.engine.graphs import Capturer, GraphSet
+from sana_service.engine.graphs import Capturer, GraphSet, Pool
 from sana_service.engine.kernels.attention import Layout, QkNorm, cross_attention, linear_attention
 from sana_service.engine.kernels.convolutions import depthwise_glu
 from sana_service.engine.kernels.norms import Modulated, add_modulate, rms_norm
@@ -73,7 +73,7 @@ class FusedForward(SanaForward):
         pool: of the graphs, shared with the other checkpoint's.
     """
 
-    def __init__(self, transformer: Any, capturer: Capturer | None = None, pool: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, transformer: Any, capturer: Capturer | None = None, pool: Pool | None = None) -> None:
         super().__init__(transformer)
         self._layers = [_Layer(block) for block in self._blocks]
         self._width = transformer.proj_out.in_features
@@ -84,7 +84,7 @@ class FusedForward(SanaForward):
         self._key_gains = None if norms[0] is None else torch.stack([norm.weight for norm in norms])
         self._key_eps = 0.0 if norms[0] is None else norms[0].eps
         self._store: ContextBatch | None = None
-        self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None else None
+        self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None and pool is not None else None
         config = transformer.config
         self._plain_patches = config.patch_size == 1 and config.interpolation_scale is None
 

@@ -21,27 +21,41 @@ def _moved(tile, by: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyp
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _weighted(left, middle, right, weight, channel, wide, LINE: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Three neighbours by one line of a 3x3 kernel."""
-    first = tl.load(weight + (LINE * 3) * WIDTH + channel, mask=wide, other=0.0)[None, :]
-    second = tl.load(weight + (LINE * 3 + 1) * WIDTH + channel, mask=wide, other=0.0)[None, :]
-    third = tl.load(weight + (LINE * 3 + 2) * WIDTH + channel, mask=wide, other=0.0)[None, :]
-    return left * first + middle * second + right * third
-
-
-@triton.jit(do_not_specialize=["total"])  # type: ignore[untyped-decorator, unused-ignore]
-def _silu_all(x, total, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < total
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(x + place, _silu(value).to(x.dtype.element_ty), mask=inside)
+def _silu_all(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    # A mask of constants leaves accesses wide; one that compares with a run-time length would not.
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = x + tl.program_id(1).to(tl.int64) * WIDTH + column
+    value = tl.load(place, mask=column < WIDTH, other=0.0).to(tl.float32)
+    tl.store(place, _silu(value).to(x.dtype.element_ty), mask=column < WIDTH)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _near(x, base, column, channel, seen, width, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _near(line, column, channel, seen, width, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     """A line at some columns; zero outside."""
     inside = ((column >= 0) & (column < width))[:, None] & seen[None, :]
-    return tl.load(x + (base + column)[:, None] * WIDTH + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.load(line + column[:, None] * WIDTH + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _row(weight, channel, wide, SLOT: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One tap's weights."""
+    return tl.load(weight + SLOT * WIDTH + channel, mask=wide, other=0.0)[None, :]
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _depthwise(  # type: ignore[no-untyped-def]
+    x, weight, bias, first, column, channel, wide, height, width, WIDTH: tl.constexpr, LINE: tl.constexpr
+):  # fmt: skip
+    """A 3x3 depthwise convolution of one line, `LINE` below the first; x: of the picture."""
+    total = tl.load(bias + channel, mask=wide, other=0.0)[None, :]
+    for tall in tl.static_range(3):
+        line = first + LINE + tall - 1
+        seen = wide & (line >= 0) & (line < height)
+        base = x + line.to(tl.int64) * width * WIDTH
+        total += _near(base, column - 1, channel, seen, width, WIDTH) * _row(weight, channel, wide, 3 * tall, WIDTH)
+        total += _near(base, column, channel, seen, width, WIDTH) * _row(weight, channel, wide, 3 * tall + 1, WIDTH)
+        total += _near(base, column + 1, channel, seen, width, WIDTH) * _row(weight, channel, wide, 3 * tall + 2, WIDTH)
+    return total
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator, unused-ignore]
@@ -57,35 +71,28 @@ def _depthwise_glu(  # type: ignore[no-untyped-def]
     column = tile * TILE + tl.arange(0, TILE)
     channel = block * CHANNELS + tl.arange(0, CHANNELS)
     wide = channel < HALF
-    gates = HALF + channel
     here = (column < width)[:, None] & wide[None, :]
-    start = tl.load(bias + channel, mask=wide, other=0.0)[None, :]
-    gate_start = tl.load(bias + gates, mask=wide, other=0.0)[None, :]
-    # A line read adds to the three lines of output around it. Unrolled, so that all reads are under way at once.
-    above = tl.zeros((TILE, CHANNELS), tl.float32)
-    current = tl.zeros((TILE, CHANNELS), tl.float32)
-    gate_above = tl.zeros((TILE, CHANNELS), tl.float32)
-    gate_current = tl.zeros((TILE, CHANNELS), tl.float32)
-    for step in tl.static_range(LINES + 2):
-        line = first - 1 + step
-        base = (row * height + line) * width
-        seen = wide & (line >= 0) & (line < height)
-        left = _near(x, base, column - 1, channel, seen, width, WIDTH)
-        middle = _near(x, base, column, channel, seen, width, WIDTH)
-        right = _near(x, base, column + 1, channel, seen, width, WIDTH)
-        done = start + above + _weighted(left, middle, right, weight, channel, wide, 2, WIDTH)
-        above = current + _weighted(left, middle, right, weight, channel, wide, 1, WIDTH)
-        current = _weighted(left, middle, right, weight, channel, wide, 0, WIDTH)
-        left = _near(x, base, column - 1, gates, seen, width, WIDTH)
-        middle = _near(x, base, column, gates, seen, width, WIDTH)
-        right = _near(x, base, column + 1, gates, seen, width, WIDTH)
-        gate = gate_start + gate_above + _weighted(left, middle, right, weight, gates, wide, 2, WIDTH)
-        gate_above = gate_current + _weighted(left, middle, right, weight, gates, wide, 1, WIDTH)
-        gate_current = _weighted(left, middle, right, weight, gates, wide, 0, WIDTH)
-        if step >= 2:
-            target = ((row * height + line - 1) * width + column)[:, None] * HALF + channel[None, :]
-            result = (done * _silu(gate)).to(out.dtype.element_ty)
-            tl.store(out + target, result, mask=here & (line - 1 < height))
+    picture = x + row * height * width * WIDTH
+    target = out + row * height * width * HALF
+    # Lines are finished before any is written, so that what two of them read, and all weights, are read once.
+    value0 = _depthwise(picture, weight, bias, first, column, channel, wide, height, width, WIDTH, 0)
+    value1 = _depthwise(picture, weight, bias, first, column, channel, wide, height, width, WIDTH, 1)
+    value2 = _depthwise(picture, weight, bias, first, column, channel, wide, height, width, WIDTH, 2)
+    value3 = _depthwise(picture, weight, bias, first, column, channel, wide, height, width, WIDTH, 3)
+    gates = HALF + channel
+    gate0 = _depthwise(picture, weight, bias, first, column, gates, wide, height, width, WIDTH, 0)
+    gate1 = _depthwise(picture, weight, bias, first, column, gates, wide, height, width, WIDTH, 1)
+    gate2 = _depthwise(picture, weight, bias, first, column, gates, wide, height, width, WIDTH, 2)
+    gate3 = _depthwise(picture, weight, bias, first, column, gates, wide, height, width, WIDTH, 3)
+    places = column[:, None] * HALF + channel[None, :]
+    line = target + first.to(tl.int64) * width * HALF
+    tl.store(line + places, (value0 * _silu(gate0)).to(out.dtype.element_ty), mask=here)
+    line += width * HALF
+    tl.store(line + places, (value1 * _silu(gate1)).to(out.dtype.element_ty), mask=here & (first + 1 < height))
+    line += width * HALF
+    tl.store(line + places, (value2 * _silu(gate2)).to(out.dtype.element_ty), mask=here & (first + 2 < height))
+    line += width * HALF
+    tl.store(line + places, (value3 * _silu(gate3)).to(out.dtype.element_ty), mask=here & (first + 3 < height))
 
 
 def depthwise_glu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -101,7 +108,7 @@ def depthwise_glu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hei
         (rows, height * width, channels / 2).
     """
     rows, tokens, channels = x.shape
-    _silu_all[(triton.cdiv(x.numel(), 4096),)](x, x.numel(), BLOCK=4096, num_warps=8)
+    _silu_all[(triton.cdiv(channels, 2048), rows * tokens)](x, WIDTH=channels, BLOCK=2048, num_warps=4)
     out = torch.empty(rows, tokens, channels // 2, dtype=x.dtype, device=x.device)
     lines, tile, block = 4, 8, 64
     grid = (triton.cdiv(channels // 2, block), triton.cdiv(width, tile), rows * triton.cdiv(height, lines))
@@ -179,8 +186,7 @@ def depthwise_grouped(
     rows, _, channels = x.shape
     groups, inner, _ = point.shape
     out = torch.empty_like(x)
-    # Small pictures are cut finer, so that every multiprocessor has something to do.
-    lines, tile = (16 if height >= 128 else 4), 32
+    lines, tile = 16, 32
     tiles = 1 if width <= tile else triton.cdiv(width - 4, tile - 4)
     _depthwise_grouped[(groups, tiles, rows * triton.cdiv(height, lines))](
         x, weight, point, out, height, width, WIDTH=channels, GROUP=inner, TILE=tile, LINES=lines, num_warps=4

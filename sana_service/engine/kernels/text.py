@@ -95,16 +95,18 @@ def capped_softmax_(scores: torch.Tensor, before: int, scale: float, cap: float)
     return scores
 
 
-@triton.jit(do_not_specialize=["total"])  # type: ignore[untyped-decorator, unused-ignore]
-def _gated_gelu(both, out, total, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < total
-    source = (place // WIDTH) * (2 * WIDTH) + place % WIDTH
-    gate = tl.load(both + source, mask=inside, other=0.0).to(tl.float32)
-    value = tl.load(both + source + WIDTH, mask=inside, other=0.0).to(tl.float32)
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _gated_gelu(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    source = both + token * 2 * WIDTH + column
+    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(source + WIDTH, mask=inside, other=0.0).to(tl.float32)
     # gelu with tanh is x times the logistic function of twice the argument
     argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    tl.store(out + place, (gate / (1.0 + tl.exp(-argument)) * value).to(out.dtype.element_ty), mask=inside)
+    result = gate / (1.0 + tl.exp(-argument)) * value
+    tl.store(out + token * WIDTH + column, result.to(out.dtype.element_ty), mask=inside)
 
 
 def gated_gelu(both: torch.Tensor) -> torch.Tensor:
@@ -119,5 +121,5 @@ def gated_gelu(both: torch.Tensor) -> torch.Tensor:
     tokens, width = both.shape[0], both.shape[1] // 2
     out = torch.empty(tokens, width, dtype=both.dtype, device=both.device)
     block = 1024
-    _gated_gelu[(triton.cdiv(out.numel(), block),)](both, out, out.numel(), WIDTH=width, BLOCK=block, num_warps=4)
+    _gated_gelu[(triton.cdiv(width, block), tokens)](both, out, WIDTH=width, BLOCK=block, num_warps=4)
     return out
