@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -38,6 +40,7 @@ def operator_server(
         "SANA_FILE_TTL_SECONDS": "2",
         "SANA_PUBLIC_URL": "https://images.example/sana",
         "SANA_MAX_PIXELS": "9000000",
+        "SANA_MAX_CONCURRENT_PER_KEY": "2",
     }
     with services.server(folder, variables) as server:
         yield server
@@ -130,3 +133,16 @@ def test_the_log_is_json_with_request_ids(http: httpx.Client, operator_server: s
     [record] = [record for record in records if "a prompt to be logged" in record["message"]]
     assert (record["request_id"], record["level"]) == ("look-for-me", "info")
     assert "team-a" not in operator_server.log
+
+
+def test_one_key_has_two_places_and_gets_them_back(http: httpx.Client) -> None:
+    """Whoever fills them waits for nobody, and no answer is lost."""
+    slow = {**QUICK, "num_inference_steps": 20, "num_images": 4}
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: http.post("/sprint", json=slow, headers=KEY), range(4)))
+    assert Counter(answer.status_code for answer in answers) == {200: 2, 429: 2}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert "API key" in answer.json()["detail"]
+            assert int(answer.headers["retry-after"]) >= 1
+    assert http.post("/sprint", json=QUICK, headers=KEY).status_code == 200
