@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_a_bento_serves_elsewhere_without_a_network(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     contents = {path.name for path in next((home / "bentos" / "sana").glob("*/src")).iterdir()}
     assert contents == {"LICENSE", "README.md", "bentofile.yaml", "requirements.txt", "sana_service", "service.py"}
+    _check_dockerfile(next((home / "bentos" / "sana").glob("*/env")))
     served = subprocess.run(
         [*UNSHARE, sys.executable, "-c", SCRIPT, str(REPOSITORY), str(home), str(folder)],
         cwd=folder,
@@ -77,3 +79,18 @@ def test_a_bento_serves_elsewhere_without_a_network(tmp_path: Path) -> None:
     answers: list[dict[str, Any]] = json.loads(served.stdout.splitlines()[-1])
     jpeg = "ffd8ff"
     assert answers == [{"status": 200, "file": jpeg}, {"status": 200, "file": jpeg}]
+
+
+def _check_dockerfile(folder: Path) -> None:
+    """No compiler but the one that the setup script may add, another user than root, and a hash for all but torch."""
+    dockerfile = (folder / "docker" / "Dockerfile").read_text()
+    assert "apt-get" not in dockerfile
+    assert "build-essential" not in dockerfile
+    assert re.search(r"pip install .*--require-hashes", dockerfile)
+    assert dockerfile.rindex("USER bentoml") > dockerfile.rindex("RUN ")
+    requirements = (folder / "python" / "requirements.txt").read_text().replace("\\\n", " ")
+    pinned = [line for line in requirements.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(pinned) > 50
+    assert [line for line in pinned if "--hash=sha256:" not in line] == [
+        line for line in pinned if line.startswith("torch==")
+    ]
