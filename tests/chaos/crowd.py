@@ -106,8 +106,10 @@ class Crowd:
 
     async def _bursts(self, http: httpx.AsyncClient) -> None:
         """Far more than fits, now and then."""
-        while not await self._pause(4 + 6 * self.dice.random()):
+        wait = 0.5
+        while not await self._pause(wait):
             await asyncio.gather(*(self.draw(http, plain=True) for _ in range(24)))
+            wait = 4 + 6 * self.dice.random()
 
     async def draw(self, http: httpx.AsyncClient, *, plain: bool = False) -> None:
         """One request that is valid, and what became of it."""

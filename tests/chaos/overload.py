@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests import services
 from tests.chaos.load import Target, capacity, open_loop, percentile, probe
 
@@ -31,13 +33,15 @@ AFTER_SECONDS = 12.0
 async def measure(url: str, seconds: float) -> dict[str, Any]:
     """Capacity, then each factor, then the time after."""
     target = Target(url)
-    for _ in range(3):
-        await target.post(PATH, BODY)
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        for _ in range(3):
+            drawn = (await http.post(PATH, json=BODY)).json()["images"][0]["file_name"]
+    paths = (*PROBES, f"/files/{drawn}")
     most = await capacity(target, PATH, BODY, seconds)
     rows = []
     for factor in FACTORS:
         ended = asyncio.Event()
-        probing = asyncio.create_task(probe(target, PROBES, 0.05, ended))
+        probing = asyncio.create_task(probe(target, paths, 0.05, ended))
         samples = await open_loop(target, PATH, BODY, [(most * factor, seconds), (most / 2, AFTER_SECONDS)], factor)
         ended.set()
         probes = await probing
@@ -51,7 +55,8 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
             "statuses": {str(status): sum(one.status == status for one in samples)
                          for status in sorted({one.status for one in samples})},
             "recovered_after_seconds": round(max(bad, default=0.0), 2),
-            "p99_seconds": {path: round(percentile(took, 0.99), 4) for path, took in probes["latencies"].items()},
+            "p99_seconds": {"/".join(path.split("/")[:2]): round(percentile(took, 0.99), 4)
+                            for path, took in probes["latencies"].items()},
             "probes_not_200": len(probes["odd"]),
         })  # fmt: skip
     return {"capacity_per_second": round(most, 3), "deadline_seconds": DEADLINE_SECONDS, "overload": rows}

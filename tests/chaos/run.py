@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests import services
 from tests.chaos.accounts import ENDS, settled
 from tests.chaos.attack import attack
@@ -129,10 +131,10 @@ class Life:
             asyncio.run(self._killed_midway(seconds))
             self._expect_end(clean=False)
             self.report.book(self.number, self.crowd.ledger, ends_in_log(self.server.log))
+            self.report.jobs += self.crowd.jobs
         else:
             self._settled(seconds)
             self._drained()
-        self.report.jobs += self.crowd.jobs
         return len(self.crowd.ledger.lost)
 
     async def _killed_midway(self, seconds: float) -> None:
@@ -150,6 +152,7 @@ class Life:
             asyncio.run(self.crowd.run(seconds / 3))
             start = holdings(self.worker)
             asyncio.run(self.crowd.run(seconds * 2 / 3))
+            self._wait_for_jobs(http)
 
             def agreed(counts: Counter[str]) -> bool:
                 told = sums(ends_in_log(self.server.log))
@@ -172,6 +175,15 @@ class Life:
         })  # fmt: skip
         if end.handles > start.handles + 2:
             report.faults.append(f"life {self.number}: {start.handles} handles became {end.handles}")
+
+    def _wait_for_jobs(self, http: httpx.Client) -> None:
+        """Until every job of this life, and of those before it, has ended."""
+        self.report.jobs += self.crowd.jobs
+        deadline = time.monotonic() + 120
+        for job in self.report.jobs:
+            path = f"{QUEUE.removesuffix('/sprint')}/requests/{job}/status"
+            while http.get(path).status_code == 202 and time.monotonic() < deadline:
+                time.sleep(0.2)
 
     def _drained(self) -> None:
         """SIGTERM while requests are under way: each is answered, and the end is 0."""
@@ -205,36 +217,22 @@ def chaos(seconds: float, folder: Path) -> dict[str, Any]:
         "FAULTS_FOLDER": str(switches), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     report, until, number, lost = Report(), time.monotonic() + seconds, 0, 0
-    length = min(60.0, max(6.0, seconds / 4))
-    while number < 2 or time.monotonic() < until:
+    length = min(60.0, max(4.0, seconds / 4))
+    # The last life is a drained one, which waits for all jobs.
+    while number % 2 or number < 2 or time.monotonic() < until:
         number += 1
         with services.server(folder / f"life{number}", variables, command=COMMAND) as server:
             if number == 1:
                 count_ends(database)
-            # The last life is one that is drained, after every job has ended in it.
-            kill = number % 2 == 1 and (number == 1 or time.monotonic() + length < until)
-            life = Life(number, server, switches, report)
-            if not kill:
-                _wait_for_jobs(server, report)
-            lost = life.run(length, kill=kill, again=lost)
+            kill = number % 2 == 1
+            lost = Life(number, server, switches, report).run(length, kill=kill, again=lost)
         for switch in SWITCHES:
             (switches / switch).unlink(missing_ok=True)
-    with services.server(folder / "last", variables, command=COMMAND) as server:
-        _wait_for_jobs(server, report)
     with contextlib.closing(sqlite3.connect(database)) as sql:
         ends = dict(sql.execute("SELECT id, number FROM ends"))
     report.faults += [f"job {one} ended {ends.get(one, 0)} times" for one in report.jobs if ends.get(one) != 1]
     report.checked["jobs that ended once"] = sum(1 for one in report.jobs if ends.get(one) == 1)
     return report.summary()
-
-
-def _wait_for_jobs(server: services.Server, report: Report) -> None:
-    deadline = time.monotonic() + 120
-    with server.client() as http:
-        for job in report.jobs:
-            path = f"{QUEUE.removesuffix('/sprint')}/requests/{job}/status"
-            while http.get(path).status_code == 202 and time.monotonic() < deadline:
-                time.sleep(0.2)
 
 
 def main() -> int:

@@ -151,3 +151,19 @@ def test_a_client_that_leaves_in_any_stage_is_missed_and_leaves_nothing(faulty: 
         assert (after["in flight"], after["units"]) == (0, before["units"])
         assert faulty.files() == files
         assert is_picture(http, draw(http, "a circle", "/sprint"))
+
+
+def test_a_device_that_is_lost_for_good_makes_the_process_ask_for_its_end(faulty: Faulty) -> None:
+    """The last test of the last module that uses this server: it does not recover."""
+    with faulty.client() as http:
+        assert http.get("/livez").status_code == 200
+        faulty.on("device-lost")
+        answer = draw(http, "a circle")
+        assert answer.status_code in {500, 503}
+        assert "illegal memory access" not in answer.text
+        lost = http.get("/livez")
+        assert (lost.status_code, set(lost.json())) == (503, {"detail"})
+        refused = draw(http, "a circle")
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+    assert "is lost until the process restarts" in faulty.server.log
