@@ -9,6 +9,8 @@ much. Admission, `Retry-After` and the metrics read them; nothing depends on the
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
+from dataclasses import dataclass
 
 from sana_service.engine.job import Job
 from sana_service.models.names import ModelName
@@ -20,53 +22,73 @@ MOST_STRETCH = 4.0
 """A device that stood still for once is not believed to do so for ever."""
 
 
+@dataclass
+class _Average:
+    """Exponential moving average; 0 before the first value.
+
+    A first value that is more than twice the second is forgotten: the first call of a kernel compiles it, chooses an
+    algorithm and fetches memory.
+    """
+
+    value: float = 0.0
+    count: int = 0
+
+    def add(self, new: float) -> None:
+        started_slowly = self.count == 1 and new < self.value / 2
+        self.value = new if not self.count or started_slowly else self.value + NEW_WEIGHT * (new - self.value)
+        self.count += 1
+
+
 class Costs:
     """Seconds of device time by model; safe for threads. Zero while nothing of a model has been measured."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._row: dict[ModelName, float] = {}
-        self._image: dict[ModelName, float] = {}
-        self._expected: float | None = None
-        self._taken: float | None = None
-        self._error: float | None = None
+        self._row: defaultdict[ModelName, _Average] = defaultdict(_Average)
+        self._image: defaultdict[ModelName, _Average] = defaultdict(_Average)
+        self._expected, self._taken, self._error = _Average(), _Average(), _Average()
 
     def observe_step(self, model: ModelName, rows: int, seconds: float) -> None:
         """A step of a batch of so many transformer rows took so long."""
         with self._lock:
-            self._row[model] = _blend(self._row.get(model), seconds / rows)
+            self._row[model].add(seconds / rows)
 
     def observe_image(self, model: ModelName, seconds: float) -> None:
         """One image's latents became pixels in so long."""
         with self._lock:
-            self._image[model] = _blend(self._image.get(model), seconds)
+            self._image[model].add(seconds)
 
     def observe_job(self, expected: float, seconds: float) -> None:
-        """A job that was expected to end after so long, unstretched, took so long, waiting included."""
+        """A job that was expected to end after so long, unstretched, took so long, waiting included.
+
+        One that came before anything was measured was expected at once, and shows nothing.
+        """
+        if expected <= 0:
+            return
         with self._lock:
-            self._error = _blend(self._error, abs(seconds - expected * self.stretch))
-            self._expected = _blend(self._expected, expected)
-            self._taken = _blend(self._taken, seconds)
+            self._error.add(abs(seconds - expected * self.stretch))
+            self._expected.add(expected)
+            self._taken.add(seconds)
 
     @property
     def stretch(self) -> float:
         """How much longer jobs take than the sum of their measured parts, 1 or more."""
-        if not self._expected or self._taken is None:
+        if not self._expected.value:
             return 1.0
-        return min(MOST_STRETCH, max(1.0, self._taken / self._expected))
+        return min(MOST_STRETCH, max(1.0, self._taken.value / self._expected.value))
 
     @property
     def error(self) -> float:
         """Seconds that jobs end earlier or later than predicted, a mean."""
-        return self._error or 0.0
+        return self._error.value
 
     def denoise(self, model: ModelName, rows: int) -> float:
         """Seconds that so many transformer rows take, in batches as of late."""
-        return self._row.get(model, 0.0) * rows * self.stretch
+        return self._row[model].value * rows * self.stretch
 
     def finish(self, model: ModelName, images: int) -> float:
         """Seconds from latents to pixels for so many images."""
-        return self._image.get(model, 0.0) * images * self.stretch
+        return self._image[model].value * images * self.stretch
 
     def predict(self, job: Job) -> float:
         """Seconds a job takes on an idle device."""
@@ -90,7 +112,3 @@ def megapixel_steps(job: Job, drawn_pixels: int) -> float:
         drawn_pixels: of one picture, as it is denoised; resizing is not counted.
     """
     return drawn_pixels * job.num_inference_steps * len(job.seeds) / 1e6
-
-
-def _blend(old: float | None, new: float) -> float:
-    return new if old is None else old + NEW_WEIGHT * (new - old)

@@ -49,6 +49,19 @@ def test_new_measurements_move_the_average():
     assert learned.denoise("base", 10) == pytest.approx(10 * (0.1 + NEW_WEIGHT * 0.5))
 
 
+def test_a_slow_start_is_forgotten_and_what_nobody_could_expect_teaches_nothing():
+    """The first step compiles its kernels, and the first job came before any step."""
+    learned = Costs()
+    learned.observe_job(expected=0.0, seconds=9.0)
+    learned.observe_step("base", rows=2, seconds=4.0)
+    learned.observe_step("base", rows=2, seconds=0.2)
+    assert learned.denoise("base", 10) == pytest.approx(1.0)
+    # later a quick one is an outlier like any other
+    learned.observe_step("base", rows=2, seconds=0.02)
+    assert learned.denoise("base", 10) == pytest.approx(1.0 - NEW_WEIGHT * 0.9)
+    assert (learned.stretch, learned.error) == (1.0, 0.0)
+
+
 def test_predictions_are_stretched_where_jobs_end_later_than_predicted():
     """What lies between steps is in no step's time; haste is no reason to promise more."""
     learned = costs()
