@@ -51,7 +51,9 @@ def per_hour(seconds: np.ndarray, values: np.ndarray) -> float:
 async def soak(server: services.Server, seconds: float) -> dict[str, Any]:
     """Load at a rate, and what it did to the server."""
     target, ended = Target(server.url), asyncio.Event()
-    most = await capacity(target, PATH, BODY, 10.0)
+    for _ in range(5):
+        await target.post(PATH, BODY)
+    most = await capacity(target, PATH, BODY, 15.0)
     rate = most * LOAD_SHARE
     watching = asyncio.create_task(watch(worker_of(server.process.pid), ended))
     samples = await open_loop(target, PATH, BODY, [(rate, seconds)])
