@@ -27,7 +27,10 @@ HOT_SIZES = ((1024, 1024), (3840, 2160))
 """Requested sizes whose bins are captured before the device takes jobs: the square one and the default."""
 
 GRAPH_BYTES = 4 * 2**30
-"""Budget for the graphs of one device."""
+"""Budget for the graphs of one device; a tenth of its memory where that is less."""
+
+URGENT = -1
+"""Priority of the streams of text and decode; denoising has 0."""
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Scaled latents (n, channels, h, w) to pictures (n, 3, 32 h, 32 w) float32, about -1 to 1."""
@@ -61,20 +64,21 @@ class Backend:
 
         models = self._models
         if graphs:
-            self._capturer = Capturer(models.device, GRAPH_BYTES)
+            memory = torch.cuda.get_device_properties(models.device).total_memory
+            self._capturer = Capturer(models.device, min(GRAPH_BYTES, memory // 10))
 
-        def new_pool() -> Pool | None:
-            return None if self._capturer is None else self._capturer.new_pool()
+        def new_pool(priority: int) -> Pool | None:
+            return None if self._capturer is None else self._capturer.new_pool(priority)
 
         if text.can_fuse(models.text_encoder):
-            self.text = text.FusedTextEncoder(models.text_encoder, self._capturer, new_pool())
-        denoising = new_pool()
+            self.text = text.FusedTextEncoder(models.text_encoder, self._capturer, new_pool(URGENT))
+        denoising = new_pool(0)
         for name, checkpoint in models.checkpoints.items():
             if transformer.can_fuse(checkpoint.transformer):
                 self.forwards[name] = transformer.FusedForward(checkpoint.transformer, self._capturer, denoising)
             else:
                 _LOG.warning("%s: its transformer has no fused form and runs as the library does", checkpoint.name)
-        decoding = new_pool()
+        decoding = new_pool(URGENT)
         for checkpoint in models.checkpoints.values():
             if id(checkpoint.vae) not in self._decoders:
                 self._decoders[id(checkpoint.vae)] = decoder.FusedDecoder(checkpoint.vae, self._capturer, decoding)

@@ -55,9 +55,14 @@ class Capturer:
         self._pools: list[Pool] = []
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def new_pool(self) -> Pool:
-        """Scratch memory for graphs that never run at the same time."""
-        pool = Pool(torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+    def new_pool(self, priority: int = 0) -> Pool:
+        """Scratch memory for graphs that never run at the same time.
+
+        Args:
+            priority: of the stream that they will run on; a graph's kernels keep that of their capture.
+        """
+        stream = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
+        pool = Pool(torch.cuda.graph_pool_handle(), stream)
         self._pools.append(pool)
         return pool
 

@@ -70,7 +70,7 @@ class DeviceLoop:
         self._decoded: Queue[tuple[Shot, torch.Tensor, float] | None] = Queue(_IMAGES_AHEAD)
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=f"sana-{stages.device}-{name}", daemon=True)
+            threading.Thread(target=self._run, args=(work, name), name=f"sana-{stages.device}-{name}", daemon=True)
             for name, work in (
                 ("text", self._text),
                 ("denoise", self._denoise),
@@ -109,9 +109,9 @@ class DeviceLoop:
             thread.join(max(0.0, give_up_at - time.monotonic()))
         return not any(thread.is_alive() for thread in started)
 
-    def _run(self, work: Callable[[], None]) -> None:
+    def _run(self, work: Callable[[], None], name: str) -> None:
         """A stage's thread: without gradients, and on a stream of its own."""
-        with torch.inference_mode(), torch.cuda.stream(self._stages.new_stream()):
+        with torch.inference_mode(), torch.cuda.stream(self._stages.new_stream(urgent=name != "denoise")):
             work()
 
     # ---- text

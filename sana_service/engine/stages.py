@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sana_service.engine.backend import Backend
+from sana_service.engine.backend import URGENT, Backend
 from sana_service.engine.bins import Size, crop_box, nearest_bin
 from sana_service.engine.costs import is_guided
 from sana_service.engine.decode import decode, render, require_finite
@@ -72,9 +72,15 @@ class Stages:
         """Begin nothing new in the background."""
         self._backend.stop()
 
-    def new_stream(self) -> torch.cuda.Stream | None:
-        """A stream for one thread; None where the device has none."""
-        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    def new_stream(self, *, urgent: bool) -> torch.cuda.Stream | None:
+        """A stream for one thread; None where the device has none.
+
+        Args:
+            urgent: its kernels start before those of streams that are not: short work does not queue behind long.
+        """
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.Stream(self.device, priority=URGENT if urgent else 0)  # type: ignore[no-untyped-call]
 
     def synchronize(self) -> None:
         """Wait for what the calling thread has asked of the device."""

@@ -53,7 +53,7 @@ class SimulatedStages:
         self.image_seconds = image_seconds
         self.steps = 0
 
-    def new_stream(self) -> None:
+    def new_stream(self, *, urgent: bool) -> None:
         return None
 
     def synchronize(self) -> None: ...
