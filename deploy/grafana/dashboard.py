@@ -85,7 +85,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             rates("sana_uncompleted_requests_total", "reason", "{{reason}}"),
             "reqps",
         ),
-        Panel("HTTP responses", rates("sana_http_responses_total", "route, code", "{{route}} {{code}}"), "reqps"),
+        Panel(
+            "HTTP responses",
+            (("sum by (route, code) (rate(sana_http_responses_total[$__rate_interval])) > 0", "{{route}} {{code}}"),),
+            "reqps",
+        ),
         Panel("Images", rates("sana_images_total", "model, format", "{{model}} {{format}}"), "short"),
         Panel(
             "Megapixels a second",

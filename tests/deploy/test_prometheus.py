@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from deploy.grafana import dashboard
 from tests import services
+from tests.deploy.scrape import KEY, prometheus, until
 from tests.deploy.tools import DEPLOY, run, tool
 
-KEY = "a key for Prometheus alone"
 # A CPU has none of the device memory that CUDA reports.
 WITHOUT_SERIES_ON_A_CPU = {"Memory"}
-PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +28,6 @@ def service(tmp_path_factory: pytest.TempPathFactory, pair_variables: dict[str, 
     keys.write_text(f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
     with services.server(folder / "service", {**pair_variables, "SANA_API_KEYS_FILE": str(keys)}) as running:
         yield running
-
-
-@contextlib.contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
-    """Prometheus with the project's own configuration, but for addresses, the key's place and the pace."""
-    configuration = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    [scrape] = configuration["scrape_configs"]
-    scrape["authorization"]["credentials_file"] = str(folder / "key")
-    scrape["static_configs"] = [{"targets": [target.removeprefix("http://")]}]
-    (folder / "key").write_text(KEY)
-    (folder / "alerts.yaml").write_text((DEPLOY / "prometheus" / "alerts.yaml").read_text())
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    address = f"127.0.0.1:{services.free_port()}"
-    command = [tool("prometheus"), f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
-    with (folder / "log").open("w") as log:
-        started = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
-    try:
-        with httpx.Client(base_url=f"http://{address}", timeout=10) as http:
-            ready = until(lambda: http.get("/-/ready"), lambda answer: answer.status_code == 200)
-            assert ready.status_code == 200, (folder / "log").read_text()
-            yield http
-    finally:
-        started.terminate()
-        started.wait(30)
-
-
-def until(answer, met):
-    """The first answer that is good enough, or the last one."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if met(last := answer()) or time.monotonic() > deadline:
-                return last
-        assert time.monotonic() < deadline, "no answer at all"
-        time.sleep(0.2)
 
 
 def draw(server: services.Server) -> None:
