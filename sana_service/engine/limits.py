@@ -37,11 +37,11 @@ class Limits:
 def default_limits(models: Models) -> Limits:
     """For the device that the models are on.
 
-    A batch is as large as fills a GPU's matrix products, and no larger: on an H100 four guided images a step take 2 % less
-    device time each than one (46.5 ms for 4, 11.9 ms for 1), and everybody else, sprint above all, would wait four
-    times as long for the step to end. On a CPU a batch takes as long as its images one after
-    another (docs/performance.md), so there they stay apart: nobody waits for a stranger's image, and a picture has the
-    same bytes whatever is beside it.
+    A batch is as large as fills a GPU's matrix products, and no larger: on an H100 four guided images a step take 2 %
+    less device time each than one (46.5 ms for four, 11.9 ms for one), and everybody else, sprint above all, would wait
+    four times as long for the step to end. On a CPU a batch takes as long as its images one after another
+    (docs/performance.md), so there they stay apart: nobody waits for a stranger's image, and a picture has the same
+    bytes whatever is beside it.
     """
     images = _GPU_IMAGES if models.device.type == "cuda" else _CPU_IMAGES
     cells = {model: most * _CELLS_PER_IMAGE for model, most in images.items()}
