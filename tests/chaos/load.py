@@ -106,12 +106,20 @@ async def open_loop(
     return list(await asyncio.gather(*map(one, dues)))
 
 
-async def probe(target: Target, paths: Sequence[str], every_seconds: float, until: asyncio.Event) -> dict[str, Any]:
-    """Ask now and then; latencies by path, and the statuses that were not 200."""
-    latencies: dict[str, list[float]] = {path: [] for path in paths}
+async def probe(
+    target: Target, paths: Sequence[str], every_seconds: float, until: asyncio.Event, seldom: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Ask now and then; latencies by path, and the statuses that were not 200.
+
+    Args:
+        seldom: asked once in twenty rounds, as a collector of metrics does: they cost the server more.
+    """
+    latencies: dict[str, list[float]] = {path: [] for path in (*paths, *seldom)}
     odd: list[int] = []
+    rounds = 0
     while not until.is_set():
-        for path in paths:
+        rounds += 1
+        for path in (*paths, *(seldom if rounds % 20 == 1 else ())):
             started = time.perf_counter()
             status = await target.get(path)
             latencies[path].append(time.perf_counter() - started)
