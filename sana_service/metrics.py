@@ -84,7 +84,8 @@ UNCOMPLETED = Counter(
 )
 RESPONSES = Counter(
     "sana_http_responses",
-    "HTTP responses begun, by kind of route and status; 4xx that stopped before validation are here alone.",
+    "HTTP responses begun, by kind of route and status; 4xx before validation are here alone, 499 is a client that "
+    "left.",
     ["route", "code"],
     registry=REGISTRY,
 )

@@ -42,6 +42,9 @@ from sana_service.engine.errors import (
 
 DEFAULT_RETRY_AFTER_SECONDS = 5
 
+CLIENT_LEFT_STATUS = 499
+"""Counted and logged for a request whose client left, as nginx does; nobody receives it."""
+
 Detail = str | list[dict[str, Any]]
 
 

@@ -32,6 +32,8 @@ def counted(http: httpx.Client) -> Counter[str]:
     for sample in families["sana_requests"].samples:
         counts[sample.labels["outcome"]] += int(sample.value)
     counts["units"] = int(sum(sample.value for sample in families["sana_billable_units"].samples))
+    for sample in families["sana_http_responses"].samples:
+        counts[f"status {sample.labels['code']}"] += int(sample.value)
     counts["waiting or running"] = int(
         families["sana_queue_jobs"].samples[0].value + families["sana_running_jobs"].samples[0].value
     )
@@ -76,6 +78,8 @@ def test_server_and_clients_count_the_same_requests_and_units(small_server: serv
                 break
             time.sleep(0.1)
     assert server["failed"] == 0
+    assert server["status 500"] == 0, "that a client leaves is no fault of the service's"
+    assert server["status 499"] > 0
     # One that leaves early may be refused or too late before it is missed; its own view is only that it left.
     early = clients.pop("cancelled", 0)
     ends = {name: server[name] - clients[name] for name in ENDS}
