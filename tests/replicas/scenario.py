@@ -16,10 +16,17 @@ from sana_service.jobs.once import LEASE_SECONDS
 from tests.replicas.farm import KEY, Farm, Replica
 from tests.replicas.load import Load, Record, headers
 
-_LINE = re.compile(r"^([0-9a-f]{32}) server=(\S+) status=(-?\d+) retries=\+?(\d+) ", re.MULTILINE)
+# How a session ended: H and D come second after the request went out, C before it was connected; D comes first where
+# the balancer gave its replica up, S where the replica closed the connection.
+_LINE = re.compile(r"^([0-9a-f]{32}) server=(\S+) status=(-?\d+) retries=\+?(\d+) end=([A-Za-z-]{2})", re.MULTILINE)
 # Until three checks are missed the balancer still gives the hung one its share.
 _QUEUED_AT_THE_HUNG = 20
+_CUT = {"H", "D"}
 _WORKING = re.compile(r"^bentoml_service_request_in_progress\{[^}]*/(?:generate|sprint)[^}]*\} (\S+)$", re.MULTILINE)
+
+
+Try = tuple[str, int, int, str]
+"""Server, status, retries, and two letters of how it ended."""
 
 
 @dataclass
@@ -50,7 +57,7 @@ def run(farm: Farm, rate_per_second: float, phase_seconds: float, *, restart: bo
         on_it["hung"] = _wait_until_busy(hung)
         hung.hang()
         # The balancer gives it up after three missed checks, and its keys are free after a lease.
-        time.sleep(max(phase_seconds, LEASE_SECONDS + 1))
+        time.sleep(max(phase_seconds, LEASE_SECONDS + 5))
         hung.wake()
         time.sleep(phase_seconds)
         on_it["killed"] = _wait_until_busy(killed)
@@ -96,8 +103,13 @@ def _judge(farm: Farm, records: list[Record], urls: list[str], on_it: dict[str, 
     failed = [record for record in records if record.attempts[0] != "200"]
     if len(failed) > on_it["hung"] + on_it["killed"] + _QUEUED_AT_THE_HUNG:
         faults.append(f"{len(failed)} first attempts failed, with {on_it} in flight")
+    failed_tries = [(server, end) for tries in log.values() for server, status, _, end in tries if status >= 500]
+    cut = Counter(f"{server} {end}" for server, end in failed_tries if end[1] in _CUT)
+    drained = f"replica{farm.replicas[1].number}"
+    if any(server == drained and end[0] == "D" for server, end in failed_tries):
+        faults.append(f"the balancer gave the drained replica up: {dict(cut)}")
     times = sorted(record.seconds for record in records)
-    by_server = Counter(server for tries in log.values() for server, status, _ in tries if status == 200)
+    by_server = Counter(server for tries in log.values() for server, status, *_ in tries if status == 200)
     return Result(
         {
             "requests": len(records),
@@ -105,7 +117,9 @@ def _judge(farm: Farm, records: list[Record], urls: list[str], on_it: dict[str, 
             "in_flight_on_it": on_it,
             "first_attempts": dict(Counter(record.attempts[0] for record in records)),
             "repeated_by_the_client": sum(len(record.attempts) > 1 for record in records),
-            "repeated_by_the_balancer": sum(any(retries for _, _, retries in tries) for tries in log.values()),
+            "repeated_by_the_balancer": sum(any(retries for _, _, retries, _ in tries) for tries in log.values()),
+            "cut_on": dict(cut),
+            "turned_away_by": dict(Counter(server for server, end in failed_tries if end[1] not in _CUT)),
             "served_by": dict(sorted(by_server.items())),
             "images": len(names),
             "images_without_an_answer": len(orphans),
@@ -117,11 +131,11 @@ def _judge(farm: Farm, records: list[Record], urls: list[str], on_it: dict[str, 
     )
 
 
-def _balancer_log(farm: Farm) -> dict[str, list[tuple[str, int, int]]]:
-    """Server, status and retries of each attempt, by key."""
-    found: dict[str, list[tuple[str, int, int]]] = {}
-    for key, server, status, retries in _LINE.findall(farm.balancer_log.read_text()):
-        found.setdefault(key, []).append((server, int(status), int(retries)))
+def _balancer_log(farm: Farm) -> dict[str, list[Try]]:
+    """Each attempt of each key."""
+    found: dict[str, list[Try]] = {}
+    for key, server, status, retries, end in _LINE.findall(farm.balancer_log.read_text()):
+        found.setdefault(key, []).append((server, int(status), int(retries), end))
     return found
 
 
