@@ -13,6 +13,10 @@ from tests import services
 # One core stays free for the event loop and the test itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without a GPU the kernels run in Triton's interpreter. It reads this when it is imported, and libraries import it.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def pair_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

@@ -1,0 +1,65 @@
+"""Against PyTorch's convolutions in NCHW."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.engine.kernels import ROUNDING, distance, normal
+
+convolutions = pytest.importorskip("sana_service.engine.kernels.convolutions")
+
+SIZES = [(5, 7), (3, 33)]
+
+
+def nchw(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return tokens.view(len(tokens), height, width, -1).permute(0, 3, 1, 2)
+
+
+def as_tokens(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_depthwise_glu(height: int, width: int):
+    torch.manual_seed(0)
+    x, weight, bias = normal(2, height * width, 36), normal(36, 1, 3, 3), normal(36)
+    convolved = functional.conv2d(functional.silu(nchw(x, height, width)), weight, bias, padding=1, groups=36)
+    value, gate = convolved.chunk(2, 1)
+    result = convolutions.depthwise_glu(x.clone(), weight.flatten(1).t().contiguous(), bias, height, width)
+    assert distance(result, as_tokens(value * functional.silu(gate))) < ROUNDING
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_depthwise_then_grouped(height: int, width: int):
+    torch.manual_seed(1)
+    x, weight, point = normal(2, height * width, 48), normal(48, 1, 5, 5), normal(48, 16, 1, 1)
+    convolved = functional.conv2d(nchw(x, height, width), weight, padding=2, groups=48)
+    matrices = point.view(3, 16, 16).transpose(1, 2).contiguous()
+    result = convolutions.depthwise_grouped(x, weight.flatten(1).t().contiguous(), matrices, height, width)
+    assert distance(result, as_tokens(functional.conv2d(convolved, point, groups=3))) < ROUNDING
+
+
+def test_bias_and_silu_in_place():
+    torch.manual_seed(2)
+    x, bias = normal(2, 6, 10, 24), normal(24)
+    expected = functional.silu(x + bias)
+    assert convolutions.bias_silu_(x, bias) is x
+    assert distance(x, expected) < ROUNDING
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 40)])
+def test_phases_make_a_picture_with_its_shortcut(height: int, width: int):
+    torch.manual_seed(3)
+    channels, wide = 8, 16
+    phases, bias, coarse = (
+        normal(2, height + 1, width + 1, 4 * channels),
+        normal(channels),
+        normal(2, height, width, wide),
+    )
+    expected = functional.pixel_shuffle(coarse.permute(0, 3, 1, 2).repeat_interleave(2, dim=1), 2).permute(0, 2, 3, 1)
+    expected = expected + bias
+    for below in range(2):
+        for right in range(2):
+            window = phases[:, below : below + height, right : right + width].unflatten(3, (4, channels))
+            expected[:, below::2, right::2] += window[:, :, :, 2 * below + right]
+    assert distance(convolutions.join_phases(phases, bias, coarse), expected) < ROUNDING
