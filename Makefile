@@ -113,6 +113,10 @@ bench: $(VENV)/dev ## measure everything for a minute on the bundled model
 bench-engine: $(VENV)/dev ## compare the engine with the stock pipelines on this CPU
 	$(BIN)/python -m tests.performance.engine
 
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/dev ## compare the engine with the stock pipelines on this GPU, full size
+	$(BIN)/python -m tests.performance.engine_gpu
+
 .PHONY: bench-load-gpu
 bench-load-gpu: $(VENV)/dev ## measure the full size on this GPU; again until nothing is left
 	$(BIN)/python -m loadtests suite loadtests/suites/h100.toml --out results/h100 --limit-seconds 540
