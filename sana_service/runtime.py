@@ -92,7 +92,7 @@ class Runtime:
     @property
     def ready(self) -> bool:
         """Whether a warm-up made an image on each endpoint, and requests are still accepted."""
-        return self._ready and not self._draining
+        return self._ready and not self._draining and self.alive
 
     @property
     def alive(self) -> bool:

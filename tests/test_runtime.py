@@ -88,7 +88,7 @@ def test_a_warm_up_that_draws_nothing_ends_the_process_with_one_line(
         load(runtime, drawing, monkeypatch)
     assert ended.value.args == (1,)
     assert not runtime.ready
-    assert [record.message for record in caplog.records] == ["start failed: the latents are not finite numbers"]
+    assert [record.getMessage() for record in caplog.records] == ["start failed: the latents are not finite numbers"]
 
 
 def test_what_comes_too_early_is_told_to_come_again(runtime: Runtime) -> None:

@@ -29,8 +29,10 @@ from sana_service.models.names import ModelName
 
 MIN_RETRY_AFTER_SECONDS = 1.0
 
-_ERRORS = 2.0
-"""Mean errors of the prediction that a deadline must leave over."""
+_ERRORS, _SHARE = 2.0, 0.05
+"""What a deadline must leave over: mean errors of the prediction, and at least this share of the predicted time. Under
+overload every job that is let in ends close to its deadline, so a moment's stall would cost all that wait.
+"""
 
 _SWEEP_SECONDS = 0.02
 """How often the loops look for waiting jobs that are of no more use."""
@@ -340,7 +342,7 @@ class JobQueue:
         wait = self._predicted_wait(job.model)
         expected = wait + self._costs.predict(job)
         # A mean would let in as many that end too late as in time: a full queue ends every job at its deadline.
-        margin = min(expected, _ERRORS * self._costs.error)
+        margin = min(expected, max(_ERRORS * self._costs.error, _SHARE * expected))
         late = time.monotonic() + expected + margin - job.deadline
         idle = not self.running and not self.waiting and not behind
         if late >= 0 and not idle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,13 @@ class Faulty:
 
 @pytest.fixture(scope="session")
 def faulty(tmp_path_factory: pytest.TempPathFactory, pair_variables: dict[str, str]) -> Iterator[Faulty]:
-    folder = tmp_path_factory.mktemp("faulty")
+    with faulty_server(tmp_path_factory.mktemp("faulty"), pair_variables) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def faulty_server(folder: Path, pair_variables: dict[str, str]) -> Iterator[Faulty]:
+    """One of its own, for a fault that a server does not survive."""
     switches = folder / "switches"
     switches.mkdir()
     variables = {**pair_variables, "FAULTS_FOLDER": str(switches), "SANA_REQUEST_TIMEOUT_SECONDS": "30"}

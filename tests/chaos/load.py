@@ -82,10 +82,8 @@ async def capacity(target: Target, path: str, body: dict[str, Any], seconds: flo
     return answered / (time.perf_counter() - started)
 
 
-async def open_loop(
-    target: Target, path: str, body: dict[str, Any], rates: Sequence[tuple[float, float]], seed: int = 0
-) -> list[Sample]:
-    """Poisson arrivals that wait for nobody.
+def poisson(rates: Sequence[tuple[float, float]], seed: int = 0) -> list[float]:
+    """When requests are due, in seconds.
 
     Args:
         rates: requests a second, and for how many seconds, one after the other.
@@ -96,6 +94,11 @@ async def open_loop(
         due, end = end, end + seconds
         while (due := due + dice.expovariate(rate)) < end:
             dues.append(due)
+    return dues
+
+
+async def open_loop(target: Target, path: str, body: dict[str, Any], dues: Sequence[float]) -> list[Sample]:
+    """Requests that wait for nobody, each when it is due."""
     started = time.perf_counter()
 
     async def one(due: float) -> Sample:

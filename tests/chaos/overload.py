@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from tests import services
-from tests.chaos.load import Target, capacity, open_loop, percentile, probe
+from tests.chaos.load import Target, capacity, open_loop, percentile, poisson, probe
 
 PATH = "/sprint"
 BODY = {"prompt": "a red circle on a blue background", "image_size": "square_hd"}
@@ -42,7 +42,8 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
     for factor in FACTORS:
         ended = asyncio.Event()
         probing = asyncio.create_task(probe(target, PROBES, 0.1, ended, seldom))
-        samples = await open_loop(target, PATH, BODY, [(most * factor, seconds), (most / 2, AFTER_SECONDS)], factor)
+        dues = poisson([(most * factor, seconds), (most / 2, AFTER_SECONDS)], factor)
+        samples = await open_loop(target, PATH, BODY, dues)
         ended.set()
         probes = await probing
         served = [one for one in samples if one.status == 200 and one.seconds <= DEADLINE_SECONDS + 1]

@@ -3,8 +3,9 @@
     python -m tests.chaos.soak --seconds 1800 --out results/soak.json
 
 Slopes are least squares over what the worker held each second, the first tenth left out; the p99 of the last third is
-set against the first's. The exit code is 1 where memory grows by more than 20 MB an hour, handles by more than 4, or
-the last third is more than 10 % slower; over a few minutes the slopes are noise, and it is 0.
+set against the first's; each third has the same arrivals, since at this load a p99 depends on them most of all. The
+exit code is 1 where memory grows by more than 20 MB an hour, handles by more than 4, or the last third is more than
+10 % slower; over a few minutes the slopes are noise, and it is 0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import psutil
 
 from tests import services
-from tests.chaos.load import Target, capacity, open_loop, percentile
+from tests.chaos.load import Target, capacity, open_loop, percentile, poisson
 from tests.chaos.processes import holdings, worker_of
 
 PATH = "/sprint"
@@ -56,11 +57,12 @@ async def soak(server: services.Server, seconds: float) -> dict[str, Any]:
     most = await capacity(target, PATH, BODY, 15.0)
     rate = most * LOAD_SHARE
     watching = asyncio.create_task(watch(worker_of(server.process.pid), ended))
-    samples = await open_loop(target, PATH, BODY, [(rate, seconds)])
+    third = seconds / 3
+    arrivals = poisson([(rate, third)])
+    samples = await open_loop(target, PATH, BODY, [number * third + due for number in range(3) for due in arrivals])
     ended.set()
     held = np.array(await watching)
     held = held[len(held) // 10 :]
-    third = seconds / 3
     first = [one.seconds for one in samples if one.due < third]
     last = [one.seconds for one in samples if one.due >= 2 * third]
     return {

@@ -50,5 +50,6 @@ def test_bad_requests_leave_memory_threads_handles_and_queue_as_they_were(faulty
     assert end.threads <= start.threads + POOL
     assert end.rss_mb - start.rss_mb < 10 + REQUESTS * 0.002
     with faulty.client() as http:
-        assert http.post("/sprint", json={"prompt": "a", "image_size": "square"}).status_code == 200
+        answer = http.post("/sprint", json={"prompt": "a", "image_size": "square"})
+        assert answer.status_code == 200, answer.text
         assert read_accounts(http)["completed"] == after["completed"] + 1

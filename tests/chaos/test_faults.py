@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.chaos.accounts import read_accounts, settled
-from tests.chaos.conftest import Faulty
+from tests.chaos.conftest import Faulty, faulty_server
 
 QUICK = {"image_size": "square", "num_inference_steps": 2}
 SECONDS = 20.0
@@ -153,17 +154,19 @@ def test_a_client_that_leaves_in_any_stage_is_missed_and_leaves_nothing(faulty: 
         assert is_picture(http, draw(http, "a circle", "/sprint"))
 
 
-def test_a_device_that_is_lost_for_good_makes_the_process_ask_for_its_end(faulty: Faulty) -> None:
-    """The last test of the last module that uses this server: it does not recover."""
-    with faulty.client() as http:
-        assert http.get("/livez").status_code == 200
+def test_a_device_that_is_lost_for_good_makes_the_process_ask_for_its_end(
+    tmp_path: Path, pair_variables: dict[str, str]
+) -> None:
+    with faulty_server(tmp_path, pair_variables) as faulty, faulty.client() as http:
+        assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
         faulty.on("device-lost")
         answer = draw(http, "a circle")
         assert answer.status_code in {500, 503}
         assert "illegal memory access" not in answer.text
         lost = http.get("/livez")
         assert (lost.status_code, set(lost.json())) == (503, {"detail"})
+        assert http.get("/readyz").status_code == 503
         refused = draw(http, "a circle")
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
-    assert "is lost until the process restarts" in faulty.server.log
+        assert "is lost until the process restarts" in faulty.server.log

@@ -12,7 +12,7 @@ import pytest
 
 from tests.services import REPOSITORY, Server
 
-EXAMPLES = int(os.environ.get("SANA_FUZZ_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("SANA_FUZZ_EXAMPLES", "25"))
 
 at_length = pytest.mark.skipif(EXAMPLES < 300, reason="`make fuzz` follows the links between operations, too")
 

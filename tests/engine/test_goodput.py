@@ -82,7 +82,7 @@ def poisson(rate: float, start: float, end: float, dice: random.Random) -> list[
 @pytest.mark.parametrize("factor", [2, 10])
 def test_overload_costs_no_goodput_and_passes_with_its_cause(factor: int) -> None:
     dice = random.Random(factor)
-    spike, after = 1.6, 1.0
+    spike, after = 1.6, 2.0
     with SimulatedEngine([SimulatedStages(STEP_SECONDS)], limits=ONE_BY_ONE) as engine:
         load(engine, [0.01 * i for i in range(20)])  # nothing can be predicted before something was done
         calm = poisson(0.4 * CAPACITY, spike, spike + after, dice)
@@ -96,7 +96,7 @@ def test_overload_costs_no_goodput_and_passes_with_its_cause(factor: int) -> Non
     assert all(one.told >= 1.0 for one in outcomes if one.refused)
     # well again as soon as what was admitted before is done
     late = [one for one in outcomes if one.due > spike + DEADLINE_SECONDS + 0.1]
-    assert len(late) > 5
+    assert len(late) > 10
     assert [one for one in late if one.refused or one.expired] == []
 
 

@@ -105,6 +105,22 @@ def test_the_base_stage_runs_and_moves_its_weights(tmp_path, monkeypatch):
     assert (tmp_path / "base.json").exists()
 
 
+def test_the_guided_stage_trains_the_transformer_and_leaves_the_text_encoder(tmp_path, monkeypatch):
+    """From the same seeds as the plain stage, so that what differs is the guided prediction."""
+    ends = {}
+    for guidance in (1.0, 3.0):
+        monkeypatch.setenv("OUT", str(tmp_path / str(guidance)))
+        modules = base.bundled_modules(base_folder())
+        before = {name: weight.clone() for name, weight in modules[0].named_parameters()}
+        plan = Plan(seconds=60, learning_rate=1e-3, max_steps=2, warmup_steps=1, ema_decay=0.5)
+        text_encoder, transformer, _ = base.train(plan, batch=2, scenes=2, seed=0, modules=modules, guidance=guidance)
+        moved = [name for name, weight in text_encoder.named_parameters() if not torch.equal(weight, before[name])]
+        assert bool(moved) == (guidance == 1), moved
+        ends[guidance] = transformer.proj_out.weight.detach().clone()
+    assert ends[3.0].isfinite().all()
+    assert not torch.equal(ends[1.0], ends[3.0])
+
+
 def test_noise_levels_lean_towards_noise():
     torch.manual_seed(0)
     sigma = base.sample_sigma(40_000, torch.device("cpu"))
