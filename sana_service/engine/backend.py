@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sana_service.engine.bins import nearest_bin
+from sana_service.engine.gate import MemoryGate
 from sana_service.engine.transformer import SanaForward
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ HOT_SIZES = ((1024, 1024), (3840, 2160))
 GRAPH_BYTES = 4 * 2**30
 """Budget for the graphs of one device; a tenth of its memory where that is less."""
 
+OLDEST_CAPABILITY = (8, 0)
+"""Of a GPU that the kernels compile for: Ampere has bfloat16 and Triton's support."""
+
 URGENT = -1
 """Priority of the streams of text and decode; denoising has 0."""
 
@@ -43,15 +47,19 @@ class Backend:
         models: on their device.
         fuse: None for where it can be had; False for the plain way everywhere.
         graphs: whether fused modules are captured.
+        gate: of the device's memory, which captures pass like any other work.
     """
 
-    def __init__(self, models: Models, *, fuse: bool | None = None, graphs: bool = True) -> None:
+    def __init__(
+        self, models: Models, *, fuse: bool | None = None, graphs: bool = True, gate: MemoryGate | None = None
+    ) -> None:
         self._models = models
+        self._gate = gate or MemoryGate()
         self.text: FusedTextEncoder | None = None
         self.forwards: dict[ModelName, SanaForward] = {}
         self._decoders: dict[int, FusedDecoder] = {}
         self._capturer: Any = None
-        if fuse if fuse is not None else models.device.type == "cuda":
+        if fuse if fuse is not None else models.device.type == "cuda" and _runs_kernels(models.device):
             self._fuse(graphs)
         for name, checkpoint in models.checkpoints.items():
             if name not in self.forwards:
@@ -65,7 +73,7 @@ class Backend:
         models = self._models
         if graphs:
             memory = torch.cuda.get_device_properties(models.device).total_memory
-            self._capturer = Capturer(models.device, min(GRAPH_BYTES, memory // 10))
+            self._capturer = Capturer(models.device, min(GRAPH_BYTES, memory // 10), self._gate)
 
         def new_pool(priority: int) -> Pool | None:
             return None if self._capturer is None else self._capturer.new_pool(priority)
@@ -128,6 +136,23 @@ class Backend:
         """Capture no more."""
         if self._capturer is not None:
             self._capturer.stop()
+
+
+def _runs_kernels(device: torch.device) -> bool:
+    """Whether Triton is there, has its compiler, and knows the device; said once where not."""
+    try:
+        if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+            raise RuntimeError(f"its compute capability is below {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}")
+        from sana_service.engine.kernels.norms import rms_norm
+
+        with torch.cuda.device(device):
+            ones = torch.ones(1, 64, dtype=torch.bfloat16, device=device)
+            rms_norm(ones, ones[0], None, 1e-6)
+            torch.cuda.synchronize()
+    except Exception as error:
+        _LOG.warning("%s runs as the libraries do, without kernels: %s", device, str(error).partition("\n")[0])
+        return False
+    return True
 
 
 def _plain_decoder(vae: Any) -> Decode:

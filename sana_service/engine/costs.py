@@ -26,16 +26,18 @@ MOST_STRETCH = 4.0
 class _Average:
     """Exponential moving average; 0 before the first value.
 
-    A first value that is more than twice the second is forgotten: the first call of a kernel compiles it, chooses an
-    algorithm and fetches memory.
+    Args:
+        starts_slowly: a first value that is more than twice the second is forgotten: the first call of a kernel
+            compiles it, chooses an algorithm and fetches memory.
     """
 
+    starts_slowly: bool = False
     value: float = 0.0
     count: int = 0
 
     def add(self, new: float) -> None:
-        started_slowly = self.count == 1 and new < self.value / 2
-        self.value = new if not self.count or started_slowly else self.value + NEW_WEIGHT * (new - self.value)
+        forget = self.starts_slowly and self.count == 1 and new < self.value / 2
+        self.value = new if not self.count or forget else self.value + NEW_WEIGHT * (new - self.value)
         self.count += 1
 
 
@@ -44,8 +46,8 @@ class Costs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._row: defaultdict[ModelName, _Average] = defaultdict(_Average)
-        self._image: defaultdict[ModelName, _Average] = defaultdict(_Average)
+        self._row: defaultdict[ModelName, _Average] = defaultdict(lambda: _Average(starts_slowly=True))
+        self._image: defaultdict[ModelName, _Average] = defaultdict(lambda: _Average(starts_slowly=True))
         self._expected, self._taken, self._error = _Average(), _Average(), _Average()
 
     def observe_step(self, model: ModelName, rows: int, seconds: float) -> None:
@@ -82,9 +84,13 @@ class Costs:
         """Seconds that jobs end earlier or later than predicted, a mean."""
         return self._error.value
 
+    def step(self, model: ModelName, rows: int) -> float:
+        """Seconds of the device for so many transformer rows, in batches as of late."""
+        return self._row[model].value * rows
+
     def denoise(self, model: ModelName, rows: int) -> float:
-        """Seconds that so many transformer rows take, in batches as of late."""
-        return self._row[model].value * rows * self.stretch
+        """Seconds until so many transformer rows are done, what lies between steps included."""
+        return self.step(model, rows) * self.stretch
 
     def finish(self, model: ModelName, images: int) -> float:
         """Seconds from latents to pixels for so many images."""

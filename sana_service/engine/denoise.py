@@ -53,7 +53,8 @@ class DenoiseRow:
         latents: (channels, h, w) float32.
         history: the solver's memory, likewise.
         noise: what each step adds, by step; None where it adds none.
-        estimate: the latents that the last step predicts for the end.
+        result: the finished latents, (channels, h, w) float32, not scaled for the VAE; None before the last step.
+        predicted: the end as a step saw that the observer wants to see, likewise.
         step: how many steps are done.
     """
 
@@ -66,7 +67,8 @@ class DenoiseRow:
     latents: torch.Tensor
     history: torch.Tensor
     noise: list[torch.Tensor | None]
-    estimate: torch.Tensor | None = None
+    result: torch.Tensor | None = None
+    predicted: torch.Tensor | None = None
     step: int = 0
 
     @property
@@ -76,16 +78,6 @@ class DenoiseRow:
     @property
     def done(self) -> bool:
         return self.step == len(self.table)
-
-    @property
-    def result(self) -> torch.Tensor:
-        """The finished latents, (channels, h, w) float32, not scaled for the VAE."""
-        return self.latents * self.table.result_scale
-
-    @property
-    def predicted(self) -> torch.Tensor:
-        """The end as the last step saw it, for previews; likewise."""
-        return (self.latents if self.estimate is None else self.estimate) * self.table.result_scale
 
 
 class Denoiser:
@@ -176,8 +168,15 @@ class Denoiser:
             embedded = scales if self._checkpoints[model].transformer.config.guidance_embeds else None
             output = forward.forward(seen, timesteps, embedded, contexts)
         latents, estimate = advance(coefficients, latents, output, history, _noise(rows))
+        # Part of the step, so that whoever waits for the step may read them from another stream.
+        ends = [_scaled(latents[i], row) if row.step + 1 == len(row.table) else None for i, row in enumerate(rows)]
+        shown = [
+            _scaled(estimate[i], row) if row.step + 1 in row.flight.previewed_steps else None
+            for i, row in enumerate(rows)
+        ]
         for i, row in enumerate(rows):
-            row.latents, row.history, row.estimate = latents[i], estimate[i], estimate[i]
+            row.latents, row.history = latents[i], estimate[i]
+            row.result, row.predicted = ends[i], shown[i]
             row.step += 1
 
     def _contexts(self, rows: Sequence[DenoiseRow]) -> ContextBatch:
@@ -194,6 +193,10 @@ class Denoiser:
     def forget(self) -> None:
         """Let go of the last batch's contexts: nothing is left to denoise, or memory is short."""
         self._stacked.clear()
+
+
+def _scaled(latents: torch.Tensor, row: DenoiseRow) -> torch.Tensor:
+    return latents * row.table.result_scale
 
 
 def _same(ours: tuple[Context, ...], others: tuple[Context, ...]) -> bool:

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from sana_service.engine.gate import MemoryGate
+
 _LOG = logging.getLogger("sana.engine")
 
 Tensors = tuple[torch.Tensor, ...]
 
 _SPARE_BYTES = 2 * 2**30
-"""Of the device, which no capture touches."""
+"""Of the device, that must be free when a capture begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +48,15 @@ class Capturer:
     Args:
         device: a CUDA device.
         budget_bytes: for the graphs' scratch memory and results, of all pools together.
+        gate: of the device's memory: the allocator keeps all it has while a capture is under way, so that work which
+            must be alone waits for it.
     """
 
-    def __init__(self, device: torch.device, budget_bytes: int) -> None:
+    def __init__(self, device: torch.device, budget_bytes: int, gate: MemoryGate) -> None:
         self.device = device
         self.budget_bytes = budget_bytes
+        self._gate = gate
+        self._stopped = False
         self._executor = ThreadPoolExecutor(1, f"sana-{device}-capture")
         self._pools: list[Pool] = []
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -66,12 +72,22 @@ class Capturer:
         self._pools.append(pool)
         return pool
 
-    def submit(self, work: Callable[[], None]) -> Future[None]:
-        """Do it in the capturing thread."""
-        return self._executor.submit(self._run, work)
+    def submit(self, work: Callable[[], None]) -> Future[None] | None:
+        """Do it in the capturing thread; None once that has stopped."""
+        try:
+            return self._executor.submit(self._run, work)
+        except RuntimeError:
+            if not self._stopped:
+                raise
+            return None
 
     def _run(self, work: Callable[[], None]) -> None:
-        with torch.inference_mode(), torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+        with (
+            self._gate.shared(),
+            torch.inference_mode(),
+            torch.cuda.device(self.device),
+            torch.cuda.stream(self._stream),
+        ):
             work()
 
     def used_bytes(self) -> int:
@@ -85,8 +101,9 @@ class Capturer:
         return torch.cuda.mem_get_info(self.device)[0] > _SPARE_BYTES and self.used_bytes() < self.budget_bytes
 
     def stop(self) -> None:
-        """Capture no more."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Begin no more captures; one that has begun goes on."""
+        self._stopped = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Graph:
@@ -94,6 +111,7 @@ class _Graph:
 
     def __init__(self, work: Callable[..., torch.Tensor], fresh: Tensors, fixed: Tensors, pool: Pool) -> None:
         self._inputs = tuple(torch.zeros_like(tensor) for tensor in fresh)
+        self._fixed = fixed  # so that their memory stays what it is
         # Once uncaptured, on another stream: libraries make their handles and plans, which a capture may not.
         work(*self._inputs, *fixed)
         torch.cuda.current_stream().synchronize()
@@ -131,6 +149,7 @@ class GraphSet:
         self._lock = threading.Lock()
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._wanted: set[Hashable] = set()
+        self._cleared = 0
 
     def __call__(self, key: Hashable, fresh: Tensors, fixed: Tensors = ()) -> torch.Tensor:
         """The work's result, a tensor of the caller's own.
@@ -154,10 +173,13 @@ class GraphSet:
             if key in self._wanted:
                 return None
             self._wanted.add(key)
-        return self._capturer.submit(lambda: self._capture(key, tuple(fresh), fixed))
+            cleared = self._cleared
+        return self._capturer.submit(lambda: self._capture(key, tuple(fresh), fixed, cleared))
 
-    def _capture(self, key: Hashable, fresh: Tensors, fixed: Tensors) -> None:
-        if not self._capturer.has_room() and not self._drop_oldest():
+    def _capture(self, key: Hashable, fresh: Tensors, fixed: Tensors, cleared: int) -> None:
+        if not self._capturer.has_room():
+            # It stays wanted: to drop another graph would give nothing back, since a pool's graphs share its memory.
+            _LOG.warning("no memory for the CUDA graph of %s: it runs uncaptured", key)
             return
         try:
             graph = _Graph(self._work, fresh, fixed, self._pool)
@@ -166,6 +188,8 @@ class GraphSet:
             _LOG.warning("no CUDA graph for %s: %s", key, str(error).partition("\n")[0])
             return
         with self._lock:
+            if cleared != self._cleared:
+                return
             self._graphs[key] = graph
         while len(self._graphs) > self._most:
             self._drop_oldest()
@@ -182,9 +206,9 @@ class GraphSet:
         return True
 
     def clear(self) -> None:
-        """Forget all graphs."""
+        """Forget all graphs, and those that are being captured."""
+        with self._lock:
+            self._cleared += 1
+            self._wanted.clear()
         while self._drop_oldest():
             pass
-
-    def __len__(self) -> int:
-        return len(self._graphs)

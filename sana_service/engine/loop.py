@@ -27,7 +27,6 @@ from sana_service.engine.denoise import DenoiseRow
 from sana_service.engine.errors import DeadlineExceeded, EngineError, JobCancelled, NotReady, OutOfDeviceMemory
 from sana_service.engine.faults import answers, forget_locals, is_out_of_memory
 from sana_service.engine.flight import Flight, Shot
-from sana_service.engine.gate import MemoryGate
 from sana_service.engine.job import Artifact
 from sana_service.metrics import OUT_OF_MEMORY, Shortage
 
@@ -62,7 +61,7 @@ class DeviceLoop:
         self._queue = queue
         self._costs = costs
         self._cells = cells
-        self._gate = MemoryGate()
+        self._gate = stages.gate
         self._batcher: Batcher[DenoiseRow] = Batcher(cells)
         self._encoded: deque[Flight | None] = deque()
         self._arrived = threading.Condition()
@@ -186,12 +185,14 @@ class DeviceLoop:
         key = rows[0].key
         try:
             step = partial(self._stages.step, rows)
-            _, seconds = self._on_device("denoise", step, alone_if_short=len(rows) == 1, settle=False)
+            ended, _ = self._on_device("denoise", step, alone_if_short=len(rows) == 1, settle=False)
         except BaseException as error:
             self._step_failed(rows, error)
             return
-        self._batcher.charge(key.model, seconds)
-        self._costs.observe_step(key.model, len(rows) * key.forwards, seconds)
+        for one in ended:
+            self._costs.observe_step(one.model, one.rows, one.seconds)
+        # What it is expected to take: on a GPU it has only begun, and what began before may be another endpoint's.
+        self._batcher.charge(key.model, self._costs.step(key.model, len(rows) * key.forwards))
         for row in rows:
             row.flight.batched += len(rows)
             self._stepped(row)
@@ -220,6 +221,7 @@ class DeviceLoop:
         flight.ticket.rows_left -= row.key.forwards
         flight.tell("denoise")
         if row.step in flight.previewed_steps:
+            assert row.predicted is not None
             self._shots.put(Shot(flight, row.image, row.predicted, flight.previewed_steps.index(row.step)))
         if row.done:
             flight.latents[row.image] = row.result

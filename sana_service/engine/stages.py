@@ -6,6 +6,9 @@ Each method is called by one thread of the device's loop. Nothing here knows the
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +19,7 @@ from sana_service.engine.bins import Size, crop_box, nearest_bin
 from sana_service.engine.costs import is_guided
 from sana_service.engine.decode import decode, render, require_finite
 from sana_service.engine.denoise import Denoiser, DenoiseRow
+from sana_service.engine.gate import MemoryGate
 from sana_service.engine.observer import PREVIEW_SIDE_PIXELS, Preview
 from sana_service.engine.text import PromptEncoder
 
@@ -30,6 +34,35 @@ if TYPE_CHECKING:
 
 
 _LOG = logging.getLogger("sana.engine")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a step took, told once it is done.
+
+    Args:
+        model: whose it was.
+        rows: of the transformer, images times forward passes.
+        seconds: on the device.
+    """
+
+    model: ModelName
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step that a GPU may still work on."""
+
+    model: ModelName
+    rows: int
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+
+    def wait(self) -> StepTime:
+        self.end.synchronize()
+        return StepTime(self.model, self.rows, self.start.elapsed_time(self.end) / 1000)
 
 
 class Stages:
@@ -48,10 +81,11 @@ class Stages:
         self._models = models
         self._safety = safety
         self._nsfw_threshold = nsfw_threshold
-        self._backend = Backend(models)
+        self.gate = MemoryGate()
+        self._backend = Backend(models, gate=self.gate)
         self._prompts = PromptEncoder(models.tokenizer, models.text_encoder, fused=self._backend.text)
         self._denoiser = Denoiser(models, self._backend.forwards)
-        self._ahead: torch.cuda.Event | None = None
+        self._ahead: _Launched | None = None
         self._tiled: set[torch.Size] = set()
 
     @property
@@ -64,9 +98,11 @@ class Stages:
         Args:
             batch_cells: most latent cells of one forward pass, by model.
         """
-        with torch.inference_mode():
+        # Kernels are launched on the current device, wherever their tensors are.
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), here:
             self._prompts.prepare()
-        self._backend.prepare(batch_cells)
+            self._backend.prepare(batch_cells)
 
     def close(self) -> None:
         """Begin nothing new in the background."""
@@ -116,21 +152,32 @@ class Stages:
         """A row for each image, at its first noise."""
         return self._denoiser.rows(flight)
 
-    def step(self, rows: Sequence[DenoiseRow]) -> None:
+    def step(self, rows: Sequence[DenoiseRow]) -> list[StepTime]:
         """Advance rows of one key; all of them or, where it raises, none.
 
         A GPU may still work on it when this returns, so that it never waits for the host: it is done at the latest with
-        the next step. What ends a row or shows a preview is done at once.
+        the next step. What ends a row or shows a preview is done at once. An error that a GPU tells so late is one that
+        it does not recover from.
+
+        Returns:
+            The steps that have ended since the last call.
         """
-        self._denoiser.step(rows)
+        model, forwards = rows[0].key.model, len(rows) * rows[0].key.forwards
         if self.device.type != "cuda":
-            return
-        before, self._ahead = self._ahead, torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._ahead.record()
-        if any(row.done or row.step in row.flight.previewed_steps for row in rows):
-            self._ahead.synchronize()
-        elif before is not None:
-            before.synchronize()
+            started = time.perf_counter()
+            self._denoiser.step(rows)
+            return [StepTime(model, forwards, time.perf_counter() - started)]
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        self._denoiser.step(rows)
+        end.record()
+        running = [_Launched(model, forwards, start, end)]
+        if self._ahead is not None:
+            running.insert(0, self._ahead)
+        self._ahead = None
+        if not any(row.done or row.step in row.flight.previewed_steps for row in rows):
+            self._ahead = running.pop()
+        return [one.wait() for one in running]
 
     def forget_batch(self) -> None:
         """Let go of what the last batch left for the next one."""

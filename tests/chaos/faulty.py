@@ -65,12 +65,12 @@ class _Faults:
             self._meet("text", flight.job)
             encode_text(self_, flight)
 
-        def faulty_step(self_: Any, rows: Any) -> None:
+        def faulty_step(self_: Any, rows: Any) -> Any:
             if (_folder / "device-lost").exists():
                 raise _cuda_error()
             for row in rows:
                 self._meet("denoise", row.flight.job)
-            step(self_, rows)
+            return step(self_, rows)
 
         def faulty_decode(self_: Any, shot: Any, **options: Any) -> Any:
             from dataclasses import replace

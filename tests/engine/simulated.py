@@ -13,9 +13,11 @@ from sana_service.engine.batcher import BatchKey
 from sana_service.engine.bins import Size
 from sana_service.engine.costs import Costs, is_guided
 from sana_service.engine.flight import Flight, Shot
+from sana_service.engine.gate import MemoryGate
 from sana_service.engine.job import Job
 from sana_service.engine.limits import Limits
 from sana_service.engine.loop import DeviceLoop
+from sana_service.engine.stages import StepTime
 
 LIMITS = Limits(batch_cells={"base": 4 * 1024, "sprint": 8 * 1024}, seats={"base": 10, "sprint": 18})
 
@@ -52,6 +54,7 @@ class SimulatedStages:
         self.step_seconds = step_seconds
         self.image_seconds = image_seconds
         self.steps = 0
+        self.gate = MemoryGate()
 
     def new_stream(self, *, urgent: bool) -> None:
         return None
@@ -73,11 +76,13 @@ class SimulatedStages:
         key = BatchKey(flight.job.model, 32, 32, is_guided(flight.job))
         return [Row(flight, image, key) for image in range(len(flight.job.seeds))]
 
-    def step(self, rows: list[Row]) -> None:
+    def step(self, rows: list[Row]) -> list[StepTime]:
+        started = time.perf_counter()
         _wait(self.step_seconds)
         self.steps += 1
         for row in rows:
             row.step += 1
+        return [StepTime(rows[0].key.model, len(rows) * rows[0].key.forwards, time.perf_counter() - started)]
 
     def decode(self, shot: Shot, *, tiled: bool = False) -> torch.Tensor:
         _wait(self.image_seconds)

@@ -62,6 +62,14 @@ def test_a_slow_start_is_forgotten_and_what_nobody_could_expect_teaches_nothing(
     assert (learned.stretch, learned.error) == (1.0, 0.0)
 
 
+def test_a_job_beside_another_says_little_of_the_next():
+    """An ordinary start: a base job alone, then a sprint beside it. Only the ratio of all of them counts."""
+    learned = Costs()
+    learned.observe_job(expected=3.0, seconds=3.0)
+    learned.observe_job(expected=0.5, seconds=1.6)
+    assert learned.stretch == pytest.approx(2.86 / 2.75)
+
+
 def test_predictions_are_stretched_where_jobs_end_later_than_predicted():
     """What lies between steps is in no step's time; haste is no reason to promise more."""
     learned = costs()

@@ -109,12 +109,19 @@ def finish(
         denoiser.step(batches(waiting))
 
 
+def results(rows: list[DenoiseRow]) -> list[torch.Tensor]:
+    """The latents of rows that are done."""
+    latents = [row.result for row in rows if row.result is not None]
+    assert len(latents) == len(rows)
+    return latents
+
+
 def alone(stages: Stages, request: dict[str, Any]) -> list[torch.Tensor]:
     """The latents of a request's images, each denoised by itself."""
     rows = rows_of(stages, job(**request))
     for row in rows:
         finish(stages, list, [row])
-    return [row.result for row in rows]
+    return results(rows)
 
 
 def together(stages: Stages, requests: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
@@ -129,7 +136,7 @@ def together(stages: Stages, requests: list[dict[str, Any]]) -> list[list[torch.
         return [row for row in waiting if id(row) in here] or waiting
 
     finish(stages, batch, [row for rows in flights for row in rows])
-    return [[row.result for row in rows] for rows in flights]
+    return [results(rows) for rows in flights]
 
 
 def changed(stages: Stages, requests: list[dict[str, Any]], expected: list[list[torch.Tensor]]) -> list[dict[str, Any]]:

@@ -32,13 +32,13 @@ class Steps:
         self.began = threading.Event()
         original = Stages.step
 
-        def step(stages: Stages, rows: Any) -> None:
+        def step(stages: Stages, rows: Any) -> Any:
             jobs = [row.flight.job for row in rows]
             self.batches.append(jobs)
             self.began.set()
             assert self.pass_on.wait(SECONDS)
             self.fails(jobs)
-            original(stages, rows)
+            return original(stages, rows)
 
         monkeypatch.setattr(Stages, "step", step)
 

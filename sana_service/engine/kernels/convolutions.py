@@ -22,9 +22,12 @@ def _moved(tile, by: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyp
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _silu_all(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    # One axis: the others end at 65,535, and a picture of 2048x2048 has more tokens where the decoder attends.
+    token, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
     # A mask of constants leaves accesses wide; one that compares with a run-time length would not.
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = x + tl.program_id(1).to(tl.int64) * WIDTH + column
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    place = x + token.to(tl.int64) * WIDTH + column
     value = tl.load(place, mask=column < WIDTH, other=0.0).to(tl.float32)
     tl.store(place, _silu(value).to(x.dtype.element_ty), mask=column < WIDTH)
 
@@ -108,7 +111,7 @@ def depthwise_glu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hei
         (rows, height * width, channels / 2).
     """
     rows, tokens, channels = x.shape
-    _silu_all[(triton.cdiv(channels, 2048), rows * tokens)](x, WIDTH=channels, BLOCK=2048, num_warps=4)
+    _silu_all[(rows * tokens * triton.cdiv(channels, 2048),)](x, WIDTH=channels, BLOCK=2048, num_warps=4)
     out = torch.empty(rows, tokens, channels // 2, dtype=x.dtype, device=x.device)
     lines, tile, block = 4, 8, 64
     grid = (triton.cdiv(channels // 2, block), triton.cdiv(width, tile), rows * triton.cdiv(height, lines))

@@ -1,5 +1,7 @@
 """Against PyTorch's convolutions in NCHW."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -8,7 +10,8 @@ from tests.engine.kernels import ROUNDING, distance, normal
 
 convolutions = pytest.importorskip("sana_service.engine.kernels.convolutions")
 
-SIZES = [(5, 7), (3, 33)]
+SIZES = [(5, 7), (3, 33), (35, 6)]
+"""The last is several strips of lines high."""
 
 
 def nchw(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -37,6 +40,26 @@ def test_depthwise_then_grouped(height: int, width: int):
     matrices = point.view(3, 16, 16).transpose(1, 2).contiguous()
     result = convolutions.depthwise_grouped(x, weight.flatten(1).t().contiguous(), matrices, height, width)
     assert distance(result, as_tokens(functional.conv2d(convolved, point, groups=3))) < ROUNDING
+
+
+def test_a_picture_of_4096_pixels_fits_a_gpu_s_grid(monkeypatch: pytest.MonkeyPatch):
+    """Only a grid's first axis is longer than 65,535; no interpreter checks that. The decoder attends at an eighth."""
+    grids: list[tuple[int, ...]] = []
+
+    class Launch:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("_silu_all", "_depthwise_glu", "_depthwise_grouped"):
+        monkeypatch.setattr(convolutions, name, Launch())
+    side = 4096 // 8
+    tokens = torch.empty(1, side * side, 48, device="meta")
+    weight, point = torch.empty(25, 48, device="meta"), torch.empty(3, 16, 16, device="meta")
+    convolutions.depthwise_glu(tokens, weight[:9], weight[0], side, side)
+    convolutions.depthwise_grouped(tokens, weight, point, side, side)
+    assert len(grids) == 3
+    assert all(axis <= 65_535 for grid in grids for axis in grid[1:]), grids
 
 
 def test_bias_and_silu_in_place():
