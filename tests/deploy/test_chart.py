@@ -59,6 +59,7 @@ def environment(values: str) -> dict[str, str]:
     """What the container's variables are, a secret's content stood for by a name."""
     objects = render(values)
     variables = dict(objects["ConfigMap"]["data"])
+    assert all(isinstance(value, str) for value in variables.values()), "YAML reads off and numbers otherwise"
     for one in container(values).get("env", ()):
         variables[one["name"]] = one.get("value", "redis://:from-a-secret@redis/0")
     return variables
@@ -204,7 +205,7 @@ def test_secrets_are_named_and_never_written(values: str):
         assert ("KEY" in one["name"] and one["value"].startswith("/")) or "SANA_" in one["name"]
 
 
-@pytest.mark.parametrize("values", ["one-gpu", "weights-per-pod", "scaled"])
+@pytest.mark.parametrize("values", ["one-gpu", "weights-per-pod", "scaled", "http-route"])
 def test_the_download_has_options_that_there_are_and_fills_what_is_read(values: str):
     from typer.main import get_command
 
@@ -217,8 +218,8 @@ def test_the_download_has_options_that_there_are_and_fills_what_is_read(values: 
     assert parsed["folder"] == Path("/models")
     variables = environment(values)
     assert (variables["SANA_BASE_MODEL"], variables["SANA_SPRINT_MODEL"]) == ("/models/base", "/models/sprint")
-    expected = "opennsfw" if parsed["safety"] == "opennsfw" else "/models/safety"
-    assert variables["SANA_SAFETY_MODEL"] == expected
+    expected = parsed["safety"] if parsed["safety"] in {"opennsfw", "off"} else "/models/safety"
+    assert load_settings(variables).safety_model == expected
     mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container(values)["volumeMounts"]}
     assert mounts["/models"] is True
 
