@@ -158,12 +158,26 @@ def farm(folder: Path, pair: dict[str, str]) -> Iterator[Farm]:
             replica.start()
         for replica in replicas:
             replica.wait_until_ready()
-        addresses = {f"SANA_REPLICA_{replica.number}": f"127.0.0.1:{replica.port}" for replica in replicas}
-        environ = {**os.environ, **addresses, "SANA_BIND": f"127.0.0.1:{public_port}"}
         log = folder / "haproxy.log"
-        stack.enter_context(_running(["haproxy", "-db", "-f", str(CONFIGURATION)], folder, environ, log))
+        stack.enter_context(balancer(log, public_port, [replica.port for replica in replicas]))
         _wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200)
         yield Farm(url, replicas, s3, log)
+
+
+@contextlib.contextmanager
+def balancer(log: Path, port: int, replica_ports: list[int]) -> Iterator[None]:
+    """HAProxy with the project's configuration, as soon as it listens.
+
+    Args:
+        log: a file for its log, in a folder that is there.
+        port: where it listens.
+        replica_ports: of the loopback interface, one for each replica.
+    """
+    addresses = {f"SANA_REPLICA_{number}": f"127.0.0.1:{one}" for number, one in enumerate(replica_ports, start=1)}
+    environ = {**os.environ, **addresses, "SANA_BIND": f"127.0.0.1:{port}"}
+    with _running(["haproxy", "-db", "-f", str(CONFIGURATION)], log.parent, environ, log):
+        _wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/livez").status_code > 0)
+        yield
 
 
 @contextlib.contextmanager
