@@ -60,10 +60,15 @@ browser-tools: $(VENV)/dev ## get what the tests of the page and of foreign clie
 test-browser: $(VENV)/dev ## run the tests of the page and of foreign clients
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/page tests/clients tests/jobs
 
+# Without root, and without the daemon that installing the package would start.
+APT := apt-get -qq -o Dir::State::Lists=$$PWD/lists -o Dir::Cache=$$PWD/cache -o APT::Sandbox::User=
+
 .PHONY: deploy-tools
-deploy-tools: $(VENV)/dev ## get what checks the deployment files (Debian, root)
-	type -P promtool || { apt-get update -qq; apt-get install -y --no-install-recommends prometheus; }
+deploy-tools: $(VENV)/dev ## get what checks the deployment files (Debian)
 	$(BIN)/python -m deploy.tools $(VENV)
+	test -x $(BIN)/promtool || { type -P promtool && type -P prometheus; } || { mkdir -p $(VENV)/debian/{lists,cache/archives}/partial && cd $(VENV)/debian \
+		&& $(APT) update && $(APT) download prometheus && dpkg-deb -x prometheus_*.deb . \
+		&& ln -sf ../debian/usr/bin/{promtool,prometheus} ../bin/ && rm -r lists cache prometheus_*.deb; }
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/dev ## check dashboard, alerts, chart and compose file
