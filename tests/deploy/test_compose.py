@@ -117,19 +117,65 @@ def test_prometheus_and_grafana_find_what_they_read():
     assert dashboard.split(":")[1].startswith(provider["options"]["path"])
 
 
-def test_the_keys_that_are_made_are_the_services(tmp_path: Path):
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """Where `make_keys` puts what it makes."""
     shutil.copy(FOLDER / "make-keys.sh", tmp_path)
+    return tmp_path / "secrets"
 
-    def make() -> str:
-        made = subprocess.run([tmp_path / "make-keys.sh"], capture_output=True, text=True, check=True)
-        return made.stdout.split()[-1]
 
-    key = make()
-    secrets = tmp_path / "secrets"
+def make_keys(secrets: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([secrets.parent / "make-keys.sh"], capture_output=True, text=True, check=False)
+
+
+def contents(secrets: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in secrets.iterdir()}
+
+
+def test_the_keys_that_are_made_are_the_services(secrets: Path):
+    made = make_keys(secrets)
+    key = made.stdout.split()[-1]
     digests = read_key_digests(secrets / "api-keys")
     for one in (key, (secrets / "metrics-key").read_text()):
         assert hashlib.sha256(one.encode()).digest() in digests
         assert len(one) == 64
     assert len(digests) == 2
-    assert (secrets / "client-key").stat().st_mode & 0o777 == 0o600
-    assert make() == key, "what is there stays"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in secrets.iterdir()}
+    assert modes == {"api-keys": 0o644, "client-key": 0o600, "metrics-key": 0o644, "grafana-password": 0o644}
+    before = contents(secrets)
+    assert make_keys(secrets).stdout == made.stdout
+    assert contents(secrets) == before, "what is there stays"
+
+
+def test_a_key_that_was_handed_out_and_deleted_is_not_made_again(secrets: Path):
+    make_keys(secrets)
+    (secrets / "client-key").unlink()
+    before = contents(secrets)
+    again = make_keys(secrets)
+    assert again.returncode == 0
+    assert "was handed out and deleted" in again.stdout
+    assert contents(secrets) == before
+
+
+def test_one_missing_password_is_made_again(secrets: Path):
+    make_keys(secrets)
+    before = contents(secrets)
+    (secrets / "grafana-password").unlink()
+    assert make_keys(secrets).returncode == 0
+    after = contents(secrets)
+    assert after.pop("grafana-password") != before.pop("grafana-password")
+    assert after == before
+
+
+def test_a_key_that_the_service_would_not_know_is_not_made(secrets: Path):
+    make_keys(secrets)
+    (secrets / "metrics-key").unlink()
+    before = contents(secrets)
+    stopped = make_keys(secrets)
+    assert stopped.returncode == 1
+    assert len(stopped.stderr.splitlines()) == 1
+    assert "secrets/metrics-key is missing" in stopped.stderr
+    assert contents(secrets) == before
+    (secrets / "api-keys").unlink()
+    assert make_keys(secrets).returncode == 0
+    assert hashlib.sha256((secrets / "metrics-key").read_bytes()).digest() in read_key_digests(secrets / "api-keys")
