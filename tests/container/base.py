@@ -5,10 +5,14 @@ What stands for the real image has Debian's Python 3.11 with pip and venv, certi
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from tests.container import podman
 
 PACKAGES = ("ca-certificates", "python3", "python3-pip", "python3-venv")
 SUITE = "bookworm"
@@ -17,12 +21,25 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LABEL = "sana.base=debootstrap"
 
 
-def exists(image: str) -> bool:
-    """Whether podman's store has the image."""
-    return subprocess.run(["podman", "image", "exists", image], check=False).returncode == 0
+@contextlib.contextmanager
+def made(image: str) -> Iterator[None]:
+    """The base image is there; what was made for this goes again, so that nothing else takes it for the real one.
+
+    Raises:
+        subprocess.CalledProcessError: debootstrap or podman failed.
+    """
+    missing = not podman.has_image(image)
+    try:
+        if missing:
+            _make(image)
+        yield
+    finally:
+        if missing:
+            # Without force: where an image that was built on it is kept, its name alone goes.
+            podman.call("rmi", image, check=False)
 
 
-def make(image: str) -> None:
+def _make(image: str) -> None:
     """Make the base image under the name that the Bento's Dockerfile asks for.
 
     Raises:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_service import __version__
+from sana_service.container import BASE_IMAGE
 from tests.container import podman
 from tests.services import REPOSITORY
 
@@ -98,10 +99,30 @@ def faults(name: str, container: podman.Container) -> list[str]:
         "find", "/home/bentoml", "-name", "test*", "-o", "-name", "*.pem", "-o", "-name", "*.key", "-o", "-name", ".env"
     )
     found += [f"{path} is in it" for path in unwanted.split()]
-    secret = [
-        entry for entry in described["Config"]["Env"] if any(word in entry for word in ("TOKEN", "SECRET", "KEY"))
+    secret = added_secrets(described["Config"]["Env"], _base_variables())
+    return found + [f"the variable {name} is in it" for name in secret]
+
+
+def added_secrets(variables: list[str], base: list[str]) -> list[str]:
+    """Names of an image's variables that sound secret and that its base has not; Python's own has a GPG_KEY.
+
+    Args:
+        variables: `NAME=value`, of the image.
+        base: the same of the image that it was built on.
+    """
+    inherited = {entry.partition("=")[0] for entry in base}
+    names = [entry.partition("=")[0] for entry in variables]
+    return [
+        name
+        for name in names
+        if name not in inherited and any(word in name.upper() for word in ("TOKEN", "SECRET", "KEY", "PASSWORD"))
     ]
-    return found + [f"the variable {entry.partition('=')[0]} is in it" for entry in secret]
+
+
+def _base_variables() -> list[str]:
+    """Of the base image; none where podman's store lacks it, as with an image from elsewhere."""
+    described = json.loads(podman.call("image", "inspect", BASE_IMAGE)) if podman.has_image(BASE_IMAGE) else []
+    return [entry for one in described for entry in one["Config"].get("Env") or []]
 
 
 def cuda_faults(name: str) -> list[str]:

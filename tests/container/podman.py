@@ -30,6 +30,11 @@ def call(*arguments: str, check: bool = True) -> str:
     return done.stdout + (done.stderr if not check else "")
 
 
+def has_image(image: str) -> bool:
+    """Whether podman's store has an image."""
+    return subprocess.run(["podman", "image", "exists", image], check=False).returncode == 0
+
+
 def enter_namespace() -> None:
     """Go on in a mount namespace of this process's own, without the second cgroup hierarchy that crun refuses."""
     if not _UNIFIED.is_mount() or os.environ.get(_INSIDE):

@@ -8,6 +8,7 @@ anything is not as it should be. With `--cuda` the image with PyPI's torch is bu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -62,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuda", action="store_true", help="build the image for CUDA, too (several gigabytes)")
     parser.add_argument("--image", help="prove this image of podman's store instead of building one")
-    parser.add_argument("--keep", action="store_true", help="leave the images in podman's store")
+    parser.add_argument("--keep", action="store_true", help="leave the built images in podman's store")
     arguments = parser.parse_args()
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
@@ -74,15 +75,15 @@ def main() -> int:
         home = Path(folder)
         (home / "home").mkdir()
         os.environ["CONTAINERS_CONF"] = str(_configuration(home))
-        try:
+        with contextlib.ExitStack() as stack:
             if arguments.image is None:
+                proof.step("base image", lambda: stack.enter_context(base.made(BASE_IMAGE)))
+                if not arguments.keep:
+                    stack.callback(podman.call, "rmi", "--force", IMAGE, CUDA_IMAGE, check=False)
                 _build(proof, home / "home", cuda=arguments.cuda)
+            stack.callback(podman.call, "volume", "rm", "--force", NAME, check=False)
+            stack.callback(podman.call, "rm", "--force", "--time=0", NAME, check=False)
             _serve(proof, arguments.image or IMAGE)
-        finally:
-            podman.call("rm", "--force", "--time=0", NAME, check=False)
-            podman.call("volume", "rm", "--force", NAME, check=False)
-            if not arguments.keep and arguments.image is None:
-                podman.call("rmi", "--force", IMAGE, CUDA_IMAGE, check=False)
     print(json.dumps({"ok": not proof.faults, **proof.summary, "faults": proof.faults}))
     return 1 if proof.faults else 0
 
@@ -96,8 +97,6 @@ def _configuration(folder: Path) -> Path:
 
 def _build(proof: Proof, home: Path, *, cuda: bool) -> None:
     sizes = proof.summary["image_bytes"] = {}
-    if not base.exists(BASE_IMAGE):
-        proof.step("base image", lambda: base.make(BASE_IMAGE))
     sizes["base"] = image.size_bytes(BASE_IMAGE)
     bento = proof.step("bentoml build", lambda: image.build_bento(home))
     with image.torch_page() as page:
