@@ -42,7 +42,7 @@ class Stub(ThreadingHTTPServer):
         self.checks = 0
 
     def wait_until_seen(self) -> None:
-        """Until the balancer has seen the state of now: when it asks for the second time, it has dealt with the first."""
+        """Until the balancer has seen the state of now: the third question comes after the answer to the second."""
         seen = self.checks
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.checks < seen + 3:
