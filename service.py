@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from sana_service.container import image
 from sana_service.contract.errors import CLIENT_LEFT_STATUS, ServiceError
 from sana_service.contract.fal import Wishes, read_wishes
-from sana_service.contract.idempotency import IDEMPOTENCY_HEADER, REPLAYED_HEADER, read_idempotency_key
+from sana_service.contract.idempotency import IDEMPOTENCY_HEADER, read_idempotency_key
 from sana_service.contract.openapi import openapi_document
 from sana_service.contract.schemas import (
     BaseInput,
@@ -111,13 +111,10 @@ class Sana:
         """The output model, or the response of an error: BentoML would hide what an exception says."""
         try:
             wishes = _wishes(ctx)
-            extras = Extras(start_within_seconds=wishes.start_within_seconds)
+            extras = Extras(start_within_seconds=wishes.start_within_seconds, lifetime_seconds=wishes.lifetime_seconds)
             key = read_idempotency_key(ctx.request.headers.getlist(IDEMPOTENCY_HEADER), inline=request.sync_mode)
             work = self.runtime.answer(key, model, request, base_url(ctx.request.scope), extras)
             output, headers = await until_disconnect(work, ctx.request.receive)
-            if wishes.lifetime_seconds is not None and not request.sync_mode and REPLAYED_HEADER not in headers:
-                names = [image.file_name for image in output.images]
-                await self.runtime.jobs.delete_later(names, wishes.lifetime_seconds)
         except ServiceError as error:
             return _refuse(ctx, error)
         except ClientDisconnect:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sana_service import __version__, tracing
-from sana_service.contract.errors import DeadlinePassed, Unavailable, from_engine
+from sana_service.contract.errors import DeadlinePassed, ServiceError, Unavailable, from_engine
 from sana_service.contract.fal import StartTimeout
-from sana_service.contract.idempotency import Superseded
 from sana_service.contract.schemas import BaseInput, ImageFile, Output, SanaOutput, SanaSprintOutput
 from sana_service.contract.sizes import resolve_size
 from sana_service.contract.styles import apply_style
@@ -53,13 +52,18 @@ class Extras:
         observer: is told how far the work is.
         start_within_seconds: give up where the engine has not begun by then.
         jpeg_quality: 1 to 100; None for the service's own.
-        settle: is given the output before it is final; raises `Superseded` where another replica has answered.
+        settle: is given the output before it is final; where it raises, the images are deleted: `Superseded`, or
+            another `ServiceError`.
+        deadline: `time.monotonic()` by which it must be done; None for the operator's limit from now on.
+        lifetime_seconds: after which the images are deleted; None for the operator's.
     """
 
     observer: Observer | None = None
     start_within_seconds: float | None = None
     jpeg_quality: int | None = None
     settle: Callable[[Output], Awaitable[None]] | None = None
+    deadline: float | None = None
+    lifetime_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Generation:
             ServiceError: the request cannot be served; nothing of it is left in the storage.
         """
         extras = extras or Extras()
-        deadline = time.monotonic() + self.settings.request_timeout_seconds
+        deadline = extras.deadline or time.monotonic() + self.settings.request_timeout_seconds
         job = self._job(model, request, deadline, tracing.watched(extras.observer))
         if self.settings.log_prompts:
             logger.info("prompt %r, negative prompt %r", request.prompt, request.negative_prompt)
@@ -188,14 +192,21 @@ class Generation:
         return [_file(image, name, f"{base}/files/{name}") for image, name in zip(images, names, strict=True)]
 
     async def _settle(self, output: Output, settle: Callable[[Output], Awaitable[None]]) -> None:
-        try:
-            # The client may leave meanwhile: what is kept of the answer and its images stay together.
-            await asyncio.shield(settle(output))
-        except Superseded:
-            for image in output.images:
-                with contextlib.suppress(StorageError):
-                    await asyncio.to_thread(self.storage.delete, image.file_name)
-            raise
+        """Shielded, for the client may leave meanwhile: what is kept of the answer and its images stay together."""
+
+        async def settled() -> None:
+            try:
+                await settle(output)
+            except ServiceError:
+                for image in output.images:
+                    with contextlib.suppress(StorageError):
+                        await asyncio.to_thread(self.storage.delete, image.file_name)
+                raise
+
+        task = asyncio.ensure_future(settled())
+        # Where the client has left nobody else asks how it ended.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
 
     async def _withdraw(self, puts: Sequence[asyncio.Future[str]]) -> None:
         """Delete what was stored for a request that failed; expiry would find it later anyway."""

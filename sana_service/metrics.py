@@ -33,19 +33,23 @@ if TYPE_CHECKING:
     from sana_service.engine.engine import Engine
     from sana_service.images import Encoder
 
-Outcome = Literal["completed", "refused", "cancelled", "expired", "failed"]
-"""How a request that passed validation ended: every one does, in exactly one of these ways."""
+Outcome = Literal["completed", "replayed", "refused", "cancelled", "expired", "failed"]
+"""How a request that passed validation ended: every one does, in exactly one of these ways. A replayed one was answered
+with what another request with its Idempotency-Key was given.
+"""
 
 Reason = Literal[
     "not_ready",
     "queue_full",
     "deadline_out_of_reach",
     "key_limit",
+    "key_reused",
     "client_left",
     "deadline",
     "out_of_memory",
     "not_finite",
     "storage",
+    "job_store",
     "internal",
 ]
 """Why a request that passed validation was not completed."""
@@ -82,7 +86,7 @@ REQUESTS = Counter(
 )
 UNCOMPLETED = Counter(
     "sana_uncompleted_requests",
-    "Requests that passed validation and were not completed, by why; together all outcomes but `completed`.",
+    "Requests that passed validation and were neither completed nor replayed, by why.",
     ["model", "reason"],
     registry=REGISTRY,
 )

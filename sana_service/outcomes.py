@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.fal import StartTimeout
-from sana_service.contract.idempotency import Superseded
+from sana_service.contract.idempotency import KeyReused
 from sana_service.engine.errors import DeadlineOutOfReach, NotFinite, NotReady, OutOfDeviceMemory, QueueFull
+from sana_service.jobs.record import StoreError
 from sana_service.storage import StorageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 _OF_THE_ERROR: tuple[tuple[tuple[type[BaseException], ...], Reason], ...] = (
-    ((asyncio.CancelledError, Superseded), "client_left"),
+    ((asyncio.CancelledError,), "client_left"),
+    ((KeyReused,), "key_reused"),
     ((DeadlinePassed, StartTimeout), "deadline"),
 )
 _OF_ITS_CAUSE: tuple[tuple[type[Exception], Reason], ...] = (
@@ -26,15 +28,16 @@ _OF_ITS_CAUSE: tuple[tuple[type[Exception], Reason], ...] = (
     (OutOfDeviceMemory, "out_of_memory"),
     (NotFinite, "not_finite"),
     (StorageError, "storage"),
+    (StoreError, "job_store"),
 )
 
 
 def outcome_of(error: BaseException) -> Outcome:
     """How a request ended that was not answered with images."""
     match error:
-        case asyncio.CancelledError() | Superseded():
+        case asyncio.CancelledError():
             return "cancelled"
-        case Overloaded():
+        case Overloaded() | KeyReused():
             return "refused"
         case Unavailable() if isinstance(error.__cause__, NotReady):
             return "refused"

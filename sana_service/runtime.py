@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,9 +30,11 @@ from sana_service.contract.errors import Unavailable
 from sana_service.contract.idempotency import REPLAYED_HEADER
 from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
 from sana_service.engine.engine import Engine
+from sana_service.engine.errors import NotReady
 from sana_service.generation import Extras, Generation, output_model
 from sana_service.images import Encoder
 from sana_service.jobs.once import Answer, Once, Settle, fingerprint, key_name, open_keys
+from sana_service.jobs.record import StoreError
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
 from sana_service.metrics import REGISTRY, START_SECONDS, LiveState, count_answer, count_request
@@ -87,7 +90,7 @@ class Runtime:
             forget=self._forget,
         )
 
-        self._once = Once(open_keys(settings.jobs_url), settings.file_ttl_seconds, settings.request_timeout_seconds)
+        self._once = Once(open_keys(settings.jobs_url), settings.file_ttl_seconds)
 
     @property
     def ready(self) -> bool:
@@ -140,33 +143,56 @@ class Runtime:
         Raises:
             ServiceError: the request cannot be served.
         """
-        if self._generation is None or not self.ready:
-            count_request(model, "refused", "not_ready")
-            logger.info("ended: %s refused, not_ready", model)
-            raise Unavailable("The service drains." if self._draining else "The models are still loading.")
+        with self._serving(model):
+            return await self._draw(model, request, base_url, extras or Extras())
+
+    @contextlib.contextmanager
+    def _serving(self, model: ModelName) -> Iterator[None]:
+        """Holds off the end of the process and takes the caller's place; counts how it ended, where not with images."""
         self._in_flight += 1
         self._idle.clear()
-        started = time.perf_counter()
         try:
-            with (
-                self.tracing.generation(model, self._generation.model_names[model], request) as generated,
-                self._callers.place(partial(self._generation.engine.predicted_wait, model)),
-            ):
-                output = await self._generation.run(model, request, base_url, extras)
-                generated.completed(output)
+            with self._callers.place(partial(self._predicted_wait, model)):
+                yield
         except BaseException as error:
             outcome, reason = outcome_of(error), reason_of(error)
             count_request(model, outcome, reason)
             logger.info("ended: %s %s, %s", model, outcome, reason)
             raise
-        else:
-            count_answer(model, request, output, units_of(request), time.perf_counter() - started)
-            logger.info("ended: %s completed, %d units", model, units_of(request))
-            return output
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+
+    def _predicted_wait(self, model: ModelName) -> float:
+        return self._generation.engine.predicted_wait(model) if self._generation is not None else 0.0
+
+    async def _draw(self, model: ModelName, request: BaseInput, base_url: str, extras: Extras) -> Output:
+        """Images, counted as a completed request's."""
+        if self._generation is None or not self.ready:
+            why = "The service drains." if self._draining else "The models are still loading."
+            raise Unavailable(why) from NotReady(why)
+        started = time.perf_counter()
+        with self.tracing.generation(model, self._generation.model_names[model], request) as generated:
+            if extras.settle is not None or extras.lifetime_seconds is not None:
+                extras = replace(extras, settle=partial(self._settle, extras))
+            output = await self._generation.run(model, request, base_url, extras)
+            generated.completed(output)
+        count_answer(model, request, output, units_of(request), time.perf_counter() - started)
+        logger.info("ended: %s completed, %d units", model, units_of(request))
+        return output
+
+    async def _settle(self, extras: Extras, output: Output) -> None:
+        """Register the end of the images' life, if the client gave one, and keep the answer for repetitions."""
+        stored = [image.file_name for image in output.images if not image.url.startswith("data:")]
+        if extras.lifetime_seconds is not None and stored:
+            try:
+                await self.jobs.delete_later(stored, extras.lifetime_seconds)
+            except StoreError as error:
+                logger.error("the images' lifetime could not be registered: %s", error)
+                raise Unavailable("The store of lifetimes does not answer, retry later.") from error
+        if extras.settle is not None:
+            await extras.settle(output)
 
     async def answer(
         self, key: str | None, model: ModelName, request: BaseInput, base_url: str, extras: Extras
@@ -180,17 +206,22 @@ class Runtime:
             output = await self.generate(model, request, base_url, extras)
             return output, answer_headers(request, output)
         made: list[Output] = []
+        deadline = time.monotonic() + self._settings.request_timeout_seconds
+        lifetime_seconds = math.inf if extras.lifetime_seconds is None else extras.lifetime_seconds
 
         async def work(settle: Settle) -> None:
             async def keep(output: Output) -> None:
-                await settle(Answer(output.model_dump_json(), answer_headers(request, output)))
+                await settle(Answer(output.model_dump_json(), answer_headers(request, output)), lifetime_seconds)
 
-            made.append(await self.generate(model, request, base_url, replace(extras, settle=keep)))
+            made.append(await self._draw(model, request, base_url, replace(extras, settle=keep, deadline=deadline)))
 
         name = key_name(caller.get(), key)
-        kept = await self._once.serve(name, fingerprint(model, request.model_dump_json()), work)
+        with self._serving(model):
+            kept = await self._once.serve(name, fingerprint(model, request.model_dump_json()), work, deadline)
         if kept is None:
             return made[0], answer_headers(request, made[0])
+        count_request(model, "replayed")
+        logger.info("ended: %s replayed", model)
         return output_model(model).model_validate_json(kept.body), {**kept.headers, REPLAYED_HEADER: "true"}
 
     async def _generate_job(self, model: ModelName, request: BaseInput, base_url: str, observer: Observer) -> Output:

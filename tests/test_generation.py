@@ -11,11 +11,16 @@ import pytest
 
 from sana_service import generation as module
 from sana_service.contract.errors import Unavailable
+from sana_service.contract.idempotency import Superseded
+from sana_service.contract.schemas import ImageFile, SanaSprintOutput
 from sana_service.generation import Generation
 from sana_service.images import EncodedImage
 from sana_service.settings import load_settings
 from sana_service.storage import StorageError
 
+FILE = ImageFile(
+    url="http://a/files/0.png", content_type="image/png", file_name="0.png", file_size=1, width=1, height=1
+)
 PICTURE = EncodedImage(b"picture", "image/png", "png", 1, 1)
 
 
@@ -80,3 +85,31 @@ def test_one_image_that_cannot_be_stored_withdraws_the_others() -> None:
 
     asyncio.run(partly())
     assert shelf.files == set()
+
+
+@pytest.mark.parametrize("client_stays", [True, False])
+def test_what_another_replica_has_answered_leaves_no_images_here(client_stays: bool) -> None:
+    shelf = Shelf()
+    shelf.files = {"0.png", "1.png"}
+    output = SanaSprintOutput(images=[FILE], seed=1, has_nsfw_concepts=[False], prompt="a", timings={})
+
+    async def settling() -> None:
+        asked, told = asyncio.Event(), asyncio.Event()
+
+        async def settle(_: Any) -> None:
+            asked.set()
+            await told.wait()
+            raise Superseded
+
+        generation = Generation(None, None, shelf, load_settings({}), {})  # type: ignore[arg-type]
+        waiting = asyncio.create_task(generation._settle(output, settle))
+        await asked.wait()
+        if not client_stays:
+            waiting.cancel()
+        told.set()
+        with pytest.raises(Superseded if client_stays else asyncio.CancelledError):
+            await waiting
+        assert await asyncio.to_thread(shelf.deleted.wait, 20)
+
+    asyncio.run(settling())
+    assert shelf.files == {"1.png"}

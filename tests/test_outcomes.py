@@ -10,7 +10,9 @@ import pytest
 from sana_service import metrics
 from sana_service.contract.errors import DeadlinePassed, Overloaded, ServiceError, Unavailable, from_engine
 from sana_service.contract.fal import StartTimeout
+from sana_service.contract.idempotency import KeyReused
 from sana_service.engine import errors
+from sana_service.jobs.record import StoreError
 from sana_service.outcomes import outcome_of, reason_of
 from sana_service.storage import StorageError
 
@@ -34,6 +36,9 @@ def raised(cause: Exception, answer: ServiceError | None = None) -> BaseExceptio
         (raised(errors.DeadlineExceeded("late")), "expired", "deadline"),
         (DeadlinePassed(), "expired", "deadline"),
         (StartTimeout(), "expired", "deadline"),
+        (KeyReused(), "refused", "key_reused"),
+        (raised(StoreError("redis"), Unavailable("store")), "failed", "job_store"),
+        (raised(errors.QueueFull(1.0), Overloaded("too many wait for one key")), "refused", "queue_full"),
         (raised(errors.OutOfDeviceMemory("no room")), "failed", "out_of_memory"),
         (raised(errors.NotFinite("NaN")), "failed", "not_finite"),
         (raised(StorageError("full"), Unavailable("storage")), "failed", "storage"),

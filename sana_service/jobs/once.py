@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import threading
 import time
 import uuid
@@ -26,6 +27,7 @@ from urllib.parse import urlsplit
 
 from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.idempotency import KeyReused, Superseded
+from sana_service.engine.errors import QueueFull
 from sana_service.jobs.record import StoreError
 from sana_service.jobs.store import REDIS_SCHEMES
 from sana_service.telemetry import get_logger
@@ -38,7 +40,8 @@ _POLL_SECONDS, _MAX_POLL_SECONDS = 0.1, 1.0
 MAX_WAITING = 256
 """Requests of a process that wait for another with their key; one more is refused."""
 _MAX_MEMORY_BYTES = 64 * 1024 * 1024
-_ENTRY_BYTES = 256
+_ENTRY_BYTES = 1024
+_SWEEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,15 @@ class MemoryKeys:
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
+        self._swept_at = -math.inf
 
     def claim(self, name: str, fingerprint: str, owner: str, lease_seconds: float) -> Held | None:
         with self._lock:
             self._forget()
             entry = self._entries.get(name)
-            if entry is not None:
+            if entry is not None and entry.until > self._clock():
                 return Held(entry.fingerprint, entry.answer)
+            self._drop(name)
             self._put(name, _Entry(fingerprint, owner, None, self._clock() + lease_seconds))
             return None
 
@@ -138,7 +143,7 @@ class MemoryKeys:
             if entry is not None and entry.owner != owner:
                 return False
             self._drop(name)
-            size = _ENTRY_BYTES + len(answer.body)
+            size = _ENTRY_BYTES + len(answer.body.encode())
             self._put(name, _Entry(fingerprint, owner, answer, self._clock() + seconds, size))
             return True
 
@@ -162,6 +167,9 @@ class MemoryKeys:
     def _forget(self) -> None:
         """Drop what has expired, and the oldest answers beyond the limit; what is worked on stays."""
         now = self._clock()
+        if now < self._swept_at + _SWEEP_SECONDS and self._bytes <= self._max_bytes:
+            return
+        self._swept_at = now
         for name in [name for name, entry in self._entries.items() if entry.until <= now]:
             self._drop(name)
         answered = [name for name, entry in self._entries.items() if entry.answer is not None]
@@ -171,7 +179,15 @@ class MemoryKeys:
             self._drop(name)
 
 
-Settle = Callable[[Answer], Awaitable[None]]
+class Settle(Protocol):
+    """What work calls with its answer before that is final."""
+
+    async def __call__(self, answer: Answer, seconds: float = math.inf) -> None:
+        """Keep the answer, for so long at most.
+
+        Raises:
+            Superseded: another replica has taken over.
+        """
 
 
 class Once:
@@ -179,28 +195,26 @@ class Once:
 
     Args:
         store: shared by the replicas.
-        keep_seconds: how long an answer is replayed; as long as its images are there.
-        wait_seconds: how long a request waits for another with the same key.
+        keep_seconds: how long an answer is replayed at most; as long as its images are there.
         lease_seconds: after which a key is free whose owner has fallen silent.
     """
 
-    def __init__(
-        self, store: KeyStore, keep_seconds: float, wait_seconds: float, lease_seconds: float = LEASE_SECONDS
-    ) -> None:
+    def __init__(self, store: KeyStore, keep_seconds: float, lease_seconds: float = LEASE_SECONDS) -> None:
         self._store = store
         self._keep_seconds = keep_seconds
-        self._wait_seconds = wait_seconds
         self._lease_seconds = lease_seconds
         self._waiting = 0
 
-    async def serve(self, name: str, fingerprint: str, work: Callable[[Settle], Awaitable[None]]) -> Answer | None:
+    async def serve(
+        self, name: str, fingerprint: str, work: Callable[[Settle], Awaitable[None]], deadline: float
+    ) -> Answer | None:
         """Do the work, unless somebody did; None where it was done here.
 
         Args:
             name: of the key, its caller included.
             fingerprint: of the request.
-            work: is given what to call with its answer before it is final; that raises `Superseded` where another
-                replica has taken over.
+            work: is given what to call with its answer.
+            deadline: `time.monotonic()` until which it waits for another request with this key.
 
         Raises:
             KeyReused: the key came with another request.
@@ -209,7 +223,6 @@ class Once:
             DeadlinePassed: another request with this key did not end in time.
             ServiceError: what the work raised; the key is free again.
         """
-        deadline = time.monotonic() + self._wait_seconds
         pause = _POLL_SECONDS
         while True:
             owner = uuid.uuid4().hex
@@ -230,7 +243,8 @@ class Once:
 
     async def _pause(self, seconds: float) -> None:
         if self._waiting >= MAX_WAITING:
-            raise Overloaded("Too many requests wait for another with the same Idempotency-Key, retry later.")
+            full = Overloaded("Too many requests wait for another with the same Idempotency-Key, retry later.")
+            raise full from QueueFull(_MAX_POLL_SECONDS)
         self._waiting += 1
         try:
             await asyncio.sleep(seconds)
@@ -238,9 +252,9 @@ class Once:
             self._waiting -= 1
 
     async def _work(self, name: str, fingerprint: str, owner: str, work: Callable[[Settle], Awaitable[None]]) -> None:
-        async def settle(answer: Answer) -> None:
+        async def settle(answer: Answer, seconds: float = math.inf) -> None:
             try:
-                keep = (name, fingerprint, owner, answer, self._keep_seconds)
+                keep = (name, fingerprint, owner, answer, min(seconds, self._keep_seconds))
                 kept = await asyncio.to_thread(self._store.keep, *keep)
             except StoreError as error:
                 # The picture is made: better one answer than none, though a repetition would be served anew.

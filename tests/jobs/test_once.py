@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,12 +39,18 @@ def answering(answer: Answer, served: list[str]) -> Callable[[Settle], Any]:
     return work
 
 
+async def serve(
+    once: Once, name: str, fingerprint: str, work: Callable[[Settle], Any], seconds: float = 30.0
+) -> Answer | None:
+    return await once.serve(name, fingerprint, work, time.monotonic() + seconds)
+
+
 def test_many_with_one_key_are_served_once(store):
     served: list[str] = []
 
     async def main() -> list[Answer | None]:
-        once = [Once(store, 60, 30) for _ in range(3)]
-        return await asyncio.gather(*(once[i % 3].serve("k", "f", answering(ANSWER, served)) for i in range(12)))
+        once = [Once(store, 60) for _ in range(3)]
+        return await asyncio.gather(*(serve(once[i % 3], "k", "f", answering(ANSWER, served)) for i in range(12)))
 
     answers = asyncio.run(main())
     assert served == [ANSWER.body]
@@ -53,17 +60,17 @@ def test_many_with_one_key_are_served_once(store):
 
 def test_another_request_under_the_key_is_refused_before_and_after_the_answer(store):
     async def main() -> None:
-        once = Once(store, 60, 30)
-        held = asyncio.create_task(once.serve("k", "f", answering(ANSWER, [])))
+        once = Once(store, 60)
+        held = asyncio.create_task(serve(once, "k", "f", answering(ANSWER, [])))
         while store.claim("k", "f", "stranger", 60) is None:
             store.release("k", "stranger")
             await asyncio.sleep(0)
         with pytest.raises(KeyReused):
-            await once.serve("k", "g", answering(OTHER, []))
+            await serve(once, "k", "g", answering(OTHER, []))
         assert await held is None
         with pytest.raises(KeyReused):
-            await once.serve("k", "g", answering(OTHER, []))
-        assert await once.serve("other", "g", answering(OTHER, [])) is None
+            await serve(once, "k", "g", answering(OTHER, []))
+        assert await serve(once, "other", "g", answering(OTHER, [])) is None
 
     asyncio.run(main())
 
@@ -73,11 +80,11 @@ def test_an_error_frees_the_key(store):
         raise Overloaded("full")
 
     async def main() -> None:
-        once = Once(store, 60, 30)
+        once = Once(store, 60)
         with pytest.raises(Overloaded):
-            await once.serve("k", "f", refuse)
+            await serve(once, "k", "f", refuse)
         served: list[str] = []
-        assert await once.serve("k", "f", answering(ANSWER, served)) is None
+        assert await serve(once, "k", "f", answering(ANSWER, served)) is None
         assert served == [ANSWER.body]
 
     asyncio.run(main())
@@ -85,18 +92,18 @@ def test_an_error_frees_the_key(store):
 
 def test_a_client_that_leaves_frees_the_key(store):
     async def main() -> None:
-        once = Once(store, 60, 30)
+        once = Once(store, 60)
         began = asyncio.Event()
 
         async def hang(settle: Settle) -> None:
             began.set()
             await asyncio.Event().wait()
 
-        left = asyncio.create_task(once.serve("k", "f", hang))
+        left = asyncio.create_task(serve(once, "k", "f", hang))
         await began.wait()
         left.cancel()
         await asyncio.wait({left})
-        assert await asyncio.wait_for(once.serve("k", "f", answering(ANSWER, [])), 5) is None
+        assert await asyncio.wait_for(serve(once, "k", "f", answering(ANSWER, [])), 5) is None
 
     asyncio.run(main())
 
@@ -106,7 +113,7 @@ def test_work_that_outlives_its_lease_keeps_the_key(store):
     served: list[str] = []
 
     async def main() -> tuple[Answer | None, Answer | None]:
-        once = Once(store, 60, 30, lease_seconds=0.2)
+        once = Once(store, 60, lease_seconds=0.2)
         began = asyncio.Event()
 
         async def slow(settle: Settle) -> None:
@@ -115,9 +122,9 @@ def test_work_that_outlives_its_lease_keeps_the_key(store):
             await asyncio.sleep(1)
             await settle(ANSWER)
 
-        first = asyncio.create_task(once.serve("k", "f", slow))
+        first = asyncio.create_task(serve(once, "k", "f", slow))
         await began.wait()
-        second = await once.serve("k", "f", answering(OTHER, served))
+        second = await serve(once, "k", "f", answering(OTHER, served))
         return await first, second
 
     assert asyncio.run(main()) == (None, ANSWER)
@@ -129,9 +136,9 @@ def test_a_silent_owner_is_superseded_and_answers_with_the_other(store):
 
     async def main() -> None:
         assert store.claim("k", "f", "silent", 0.1) is None
-        once = Once(store, 60, 30)
+        once = Once(store, 60)
         served: list[str] = []
-        assert await once.serve("k", "f", answering(ANSWER, served)) is None
+        assert await serve(once, "k", "f", answering(ANSWER, served)) is None
         assert served == [ANSWER.body]
         assert not store.keep("k", "f", "silent", OTHER, 60)
 
@@ -142,8 +149,8 @@ def test_a_silent_owner_is_superseded_and_answers_with_the_other(store):
             raise Superseded
 
         # Its key vanishes under its hands, and another's answer stands there when it has its own.
-        silent = Once(_Forgetful(store), 60, 30)
-        assert await silent.serve("late", "f", late) == OTHER
+        silent = Once(_Forgetful(store), 60)
+        assert await serve(silent, "late", "f", late) == OTHER
 
     asyncio.run(main())
 
@@ -167,25 +174,25 @@ def test_waiting_has_an_end(store):
     async def main() -> None:
         assert store.claim("k", "f", "somebody", 60) is None
         with pytest.raises(DeadlinePassed, match="did not end in time"):
-            await Once(store, 60, 0.2).serve("k", "f", answering(ANSWER, []))
+            await serve(Once(store, 60), "k", "f", answering(ANSWER, []), seconds=0.2)
 
     asyncio.run(main())
 
 
 def test_not_all_may_wait(store):
     async def main() -> list[Answer | BaseException | None]:
-        once = Once(store, 60, 30)
+        once = Once(store, 60)
         done = asyncio.Event()
 
         async def slow(settle: Settle) -> None:
             await done.wait()
             await settle(ANSWER)
 
-        first = asyncio.create_task(once.serve("k", "f", slow))
+        first = asyncio.create_task(serve(once, "k", "f", slow))
         while store.claim("k", "f", "stranger", 60) is None:
             store.release("k", "stranger")
             await asyncio.sleep(0)
-        waiting = [asyncio.create_task(once.serve("k", "f", slow)) for _ in range(MAX_WAITING + 44)]
+        waiting = [asyncio.create_task(serve(once, "k", "f", slow)) for _ in range(MAX_WAITING + 44)]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         done.set()
         assert await first is None
@@ -200,11 +207,11 @@ def test_not_all_may_wait(store):
 def test_an_answer_is_forgotten_with_its_images(store):
     async def main() -> None:
         served: list[str] = []
-        once = Once(store, 0.2, 30)
-        assert await once.serve("k", "f", answering(ANSWER, served)) is None
-        assert await once.serve("k", "f", answering(ANSWER, served)) == ANSWER
+        once = Once(store, 0.2)
+        assert await serve(once, "k", "f", answering(ANSWER, served)) is None
+        assert await serve(once, "k", "f", answering(ANSWER, served)) == ANSWER
         async with asyncio.timeout(10):
-            while await once.serve("k", "f", answering(OTHER, served)) is not None:  # noqa: ASYNC110
+            while await serve(once, "k", "f", answering(OTHER, served)) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert served == [ANSWER.body, OTHER.body]
 
@@ -218,31 +225,31 @@ def test_a_store_that_does_not_answer_is_503_and_loses_no_picture(monkeypatch):
         raise StoreError("redis://nowhere: timed out")
 
     async def main() -> None:
-        once = Once(store, 60, 30)
+        once = Once(store, 60)
         served: list[str] = []
         monkeypatch.setattr(store, "keep", fail)
-        assert await once.serve("k", "f", answering(ANSWER, served)) is None
+        assert await serve(once, "k", "f", answering(ANSWER, served)) is None
         assert served == [ANSWER.body]
         monkeypatch.setattr(store, "claim", fail)
         with pytest.raises(Unavailable, match="idempotency keys"):
-            await once.serve("k", "f", answering(ANSWER, served))
+            await serve(once, "k", "f", answering(ANSWER, served))
 
     asyncio.run(main())
 
 
 def test_memory_is_bounded_and_forgets_the_oldest_answers_only():
     now = 0.0
-    store = MemoryKeys(max_bytes=10_000, clock=lambda: now)
+    store = MemoryKeys(max_bytes=20_000, clock=lambda: now)
     assert store.claim("working", "f", "me", 1e9) is None
     for number in range(100):
         assert store.claim(str(number), "f", "me", 1e9) is None
-        assert store.keep(str(number), "f", "me", Answer("x" * 744, {}), 1e9)
+        assert store.keep(str(number), "f", "me", Answer("\N{WHITE SUN WITH RAYS}" * 292, {}), 1e9)
     held = []
     for name in ("working", *map(str, range(100))):
         if store.claim(name, "f", "other", 1e9) is not None:
             held.append(name)
         store.release(name, "other")
-    # 256 bytes for an entry and 744 of body: nine answers, and what is worked on, in 10,000
+    # 1,024 bytes for an entry and 3 * 292 of body: nine answers, and what is worked on, in 20,000
     assert held == ["working", *map(str, range(91, 100))]
 
 
