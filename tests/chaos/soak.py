@@ -3,9 +3,10 @@
     python -m tests.chaos.soak --seconds 1800 --out results/soak.json
 
 Slopes are least squares over the least that the worker held in each minute, since connections come and go with the
-queue; the first tenth is left out. The p99 of the last third is set against the first's; each third has the same arrivals, since at this load a p99 depends on them most of all. The
-exit code is 1 where memory grows by more than 20 MB an hour, handles by more than 4, or the last third is more than
-10 % slower; over a few minutes the slopes are noise, and it is 0.
+queue; the first tenth is left out. The p99 of the last third is set against the first's; each third has the same
+arrivals, since at this load a p99 depends on them most of all. The exit code is 1 where memory grows by more than 20 MB
+an hour, handles by more than 4, or the last third is more than 10 % slower; over a few minutes the slopes are noise,
+and it is 0.
 """
 
 from __future__ import annotations
