@@ -205,7 +205,7 @@ def test_secrets_are_named_and_never_written(values: str):
         assert ("KEY" in one["name"] and one["value"].startswith("/")) or "SANA_" in one["name"]
 
 
-@pytest.mark.parametrize("values", ["one-gpu", "weights-per-pod", "scaled", "http-route"])
+@pytest.mark.parametrize("values", ["one-gpu", "weights-per-pod", "scaled", "http-route", "ingress"])
 def test_the_download_has_options_that_there_are_and_fills_what_is_read(values: str):
     from typer.main import get_command
 
@@ -220,6 +220,9 @@ def test_the_download_has_options_that_there_are_and_fills_what_is_read(values: 
     assert (variables["SANA_BASE_MODEL"], variables["SANA_SPRINT_MODEL"]) == ("/models/base", "/models/sprint")
     expected = parsed["safety"] if parsed["safety"] in {"opennsfw", "off"} else "/models/safety"
     assert load_settings(variables).safety_model == expected
+    revisions = yaml.safe_load((CHART / "ci" / f"{values}.yaml").read_text()).get("models", {})
+    for part in ("base", "sprint", "safety"):
+        assert parsed[f"{part}_revision"] == revisions.get(f"{part}Revision", "main")
     mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container(values)["volumeMounts"]}
     assert mounts["/models"] is True
 
@@ -297,6 +300,14 @@ def test_prometheus_has_a_key_where_there_are_keys():
     assert mount["mountPath"] == "/etc/sana"
 
 
+def test_the_download_may_have_a_mirror_and_a_proxy():
+    [init] = pod("weights-per-pod")["initContainers"]
+    variables = {one["name"]: one["value"] for one in init["env"]}
+    assert variables["HF_ENDPOINT"] == "https://hub.example.com"
+    assert variables["HTTPS_PROXY"] == "http://proxy.example.com:3128"
+    assert "HF_ENDPOINT" not in environment("weights-per-pod")
+
+
 def test_traces_go_where_the_operator_says():
     assert tracing.is_on(environment("scaled"))
     assert environment("scaled")["OTEL_SERVICE_NAME"] == render("scaled")["Deployment"]["metadata"]["name"]
@@ -348,6 +359,7 @@ def test_changed_settings_roll_the_pods():
         ),
         (["--set=jobs.url=redis://r/0,jobs.existingSecret=x"], "jobs.url and jobs.existingSecret: give one of them"),
         (["--set=serviceMonitor.enabled=true,apiKeys.existingSecret=k"], "serviceMonitor.keySecret: /metrics wants"),
+        (["--set=models.kind=bundled,models.safety=maker/safety"], "models.safety: a repository is downloaded with"),
         (["--set=replicaCount=0"], "at '/replicaCount': minimum: got 0, want 1"),
         (["--set=replicacount=2"], "additional properties 'replicacount' not allowed"),
         (["--set=models.kind=huge"], "at '/models/kind': value must be one of"),

@@ -101,6 +101,21 @@ def test_what_runs_the_image_may_do_no_more_than_it_must(names: tuple[str, ...])
             assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
 
 
+def test_the_download_has_options_that_there_are():
+    from typer.main import get_command
+
+    from sana_service.cli import app
+
+    download = load("compose.gpu.yaml")["services"]["download"]
+    assert download["entrypoint"][:4] == ["python", "-m", "sana_service", "download"]
+    command: Any = get_command(app)
+    parsed = command.commands["download"].make_context("download", download["entrypoint"][4:]).params
+    assert parsed["safety_revision"] == "${SANA_SAFETY_REVISION:-main}"
+    assert download["environment"]["SANA_BASE_REVISION"] == "${SANA_BASE_REVISION:-main}"
+    # Set to nothing it would be the hub's address; compose leaves out what has no value.
+    assert download["environment"]["HF_ENDPOINT"] is None
+
+
 def test_prometheus_and_grafana_find_what_they_read():
     services = load("compose.yaml")["services"]
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())

@@ -57,6 +57,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas: more than autoscaling.maxReplicas" -}}
 {{- end -}}
+{{- if and (ne .Values.models.kind "hub") (contains "/" .Values.models.safety) -}}
+{{- fail "models.safety: a repository is downloaded with models.kind=hub alone; take opennsfw or off" -}}
+{{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.publicUrl) -}}
 {{- fail "publicUrl: an HTTPRoute does not say whether its gateway speaks https, and image URLs must" -}}
 {{- end -}}
