@@ -26,7 +26,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, pair_variables: dict[str, 
     folder = tmp_path_factory.mktemp("scraped")
     keys = folder / "keys"
     keys.write_text(f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
-    with services.server(folder / "service", {**pair_variables, "SANA_API_KEYS_FILE": str(keys)}) as running:
+    variables = {**pair_variables, "SANA_DEVICES": "cpu", "SANA_API_KEYS_FILE": str(keys)}
+    with services.server(folder / "service", variables) as running:
         yield running
 
 
