@@ -130,7 +130,7 @@ def test_the_service_understands_its_variables(values: str):
     assert settings.log_format == "json"
     assert variables["BENTOML_HOME"].startswith("/tmp/"), "the image's own is on the read-only file system"
     gpus = container(values)["resources"]["limits"].get("nvidia.com/gpu", 0)
-    assert settings.devices == (("auto",) if gpus else ("cpu",))
+    assert settings.devices == (tuple(f"cuda:{number}" for number in range(gpus)) or ("cpu",))
 
 
 @pytest.mark.parametrize("values", VALUE_SETS)
@@ -255,6 +255,7 @@ def test_the_scaler_counts_the_replicas_that_the_wait_needs(tmp_path: Path):
     assert trigger["metricType"] == "AverageValue"
     query = trigger["metadata"]["query"]
     assert metric_names(query) == {"sana_predicted_wait_seconds"} <= {one.name for one in catalogue()}
+    assert trigger["metadata"]["ignoreNullValues"] == "false", "an empty answer would be a wait of nothing"
     where = f'namespace="art", service="{render("scaled")["Service"]["metadata"]["name"]}"'
     series = {
         f'sana_predicted_wait_seconds{{{where}, pod="a", model="base"}}': 40,
@@ -319,7 +320,19 @@ def test_the_network_policy_lets_nobody_at_the_clouds_metadata():
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     public = next(rule for rule in policy["egress"] if rule["ports"] == [{"port": 443, "protocol": "TCP"}])
     assert "169.254.0.0/16" in public["to"][0]["ipBlock"]["except"]
-    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443, 4318, 6379}
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5353, 443, 4318, 6379}
+
+
+def test_the_network_policy_lets_any_name_service_be_asked():
+    """A node's own cache has no pod that a selector would find."""
+    [names] = [rule for rule in render("scaled")["NetworkPolicy"]["spec"]["egress"] if "to" not in rule]
+    asked = {(port["port"], port["protocol"]) for port in names["ports"]}
+    assert asked == {(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")}
+
+
+def test_a_class_of_the_runtime_is_the_operators():
+    assert pod("http-route")["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in pod("one-gpu")
 
 
 def test_selectors_agree():
@@ -363,6 +376,7 @@ def test_changed_settings_roll_the_pods():
         (["--set=replicaCount=0"], "at '/replicaCount': minimum: got 0, want 1"),
         (["--set=replicacount=2"], "additional properties 'replicacount' not allowed"),
         (["--set=models.kind=huge"], "at '/models/kind': value must be one of"),
+        (["--set=preStopSeconds=0"], "at '/preStopSeconds': minimum: got 0, want 1"),
         (["--set=requestTimeoutSeconds=0"], "at '/requestTimeoutSeconds': exclusiveMinimum: got 0, want 0"),
         (
             ["--set-string=settings.SANA_MAX_QUEU=1"],

@@ -72,6 +72,17 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{- define "sana.devices" -}}
+{{- $devices := list "cpu" -}}
+{{- if .Values.gpu.enabled -}}
+{{- $devices = list -}}
+{{- range until (int .Values.gpu.count) -}}
+{{- $devices = append $devices (printf "cuda:%d" .) -}}
+{{- end -}}
+{{- end -}}
+{{- join "," $devices -}}
+{{- end -}}
+
 {{- define "sana.resources" -}}
 {{- $resources := deepCopy .Values.resources -}}
 {{- if .Values.gpu.enabled -}}
