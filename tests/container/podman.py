@@ -12,8 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Neither curl nor wget is in the image; as docs/deployment.md has it.
-HEALTH = "python -c 'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:3000/readyz\", timeout=5)'"
+# Neither curl nor wget is in the image; as compose.yaml and docs/deployment.md have it.
+HEALTH_SCRIPT = """\
+import os, urllib.error, urllib.request as u
+try:
+    u.urlopen("http://127.0.0.1:3000/livez", timeout=5)
+except urllib.error.HTTPError as error:
+    if error.code == 503:
+        os.kill(1, 15)
+    raise
+u.urlopen("http://127.0.0.1:3000/readyz", timeout=5)
+"""
+HEALTH = f"python -c '{HEALTH_SCRIPT.strip()}'"
 _UNIFIED = Path("/sys/fs/cgroup/unified")
 _INSIDE = "SANA_PROOF_NAMESPACE"
 

@@ -6,6 +6,9 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from jsonschema import Draft7Validator
 
 from sana_service.http.keys import read_key_digests
 from sana_service.settings import load_settings
+from tests.container.podman import HEALTH_SCRIPT
 from tests.deploy.tools import DEPLOY
+from tests.services import REPOSITORY
 
 FOLDER = DEPLOY / "compose"
 SCHEMA = json.loads(Path(__file__).with_name("schemas").joinpath("compose.json").read_text())
@@ -114,6 +119,59 @@ def test_the_download_has_options_that_there_are():
     assert download["environment"]["SANA_BASE_REVISION"] == "${SANA_BASE_REVISION:-main}"
     # Set to nothing it would be the hub's address; compose leaves out what has no value.
     assert download["environment"]["HF_ENDPOINT"] is None
+
+
+@pytest.mark.parametrize(
+    ("livez", "readyz", "healthy", "ended"),
+    [(200, 200, True, False), (200, 503, False, False), (503, 503, False, True), (500, 200, False, False)],
+)
+def test_the_health_check_ends_a_process_that_only_a_new_one_helps(livez: int, readyz: int, healthy: bool, ended: bool):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response({"/livez": livez, "/readyz": readyz}[self.path])
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    ending = "os.kill(1, 15)"
+    assert HEALTH_SCRIPT.count(ending) == HEALTH_SCRIPT.count("os.") == 1
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as service:
+        threading.Thread(target=service.serve_forever, args=(0.05,), daemon=True).start()
+        script = HEALTH_SCRIPT.replace(ending, "print('ended')").replace(":3000", f":{service.server_port}")
+        checked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        service.shutdown()
+    assert (checked.returncode == 0) is healthy
+    assert (checked.stdout == "ended\n") is ended
+
+
+def test_the_health_check_is_the_same_everywhere():
+    service = load("compose.yaml")["services"]["sana"]
+    assert service["healthcheck"]["test"] == ["CMD", "python", "-c", HEALTH_SCRIPT]
+    assert service["restart"] == "unless-stopped"
+    assert HEALTH_SCRIPT.strip() in (REPOSITORY / "docs" / "deployment.md").read_text()
+
+
+def test_the_bucket_gets_its_rule_once(tmp_path: Path):
+    """Its command with an `mc` that knows one rule at most, and fails where there is none to list."""
+    [command] = load("compose.s3.yaml")["services"]["bucket"]["command"]
+    (tmp_path / "mc").write_text(
+        '#!/bin/sh\ncase "$3" in\nls) cat rules 2>/dev/null ;;\nadd) echo "| images/ |" >> rules ;;\nesac\n'
+    )
+    (tmp_path / "mc").chmod(0o755)
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    (tmp_path / "cat").symlink_to(shutil.which("cat") or "/bin/cat")
+    for _ in range(2):
+        done = subprocess.run(
+            ["/bin/sh", "-ec", command.replace("$$", "$")],
+            cwd=tmp_path,
+            env={"PATH": str(tmp_path), "MINIO_PASSWORD": "x"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "rules").read_text() == "| images/ |\n"
 
 
 def test_prometheus_and_grafana_find_what_they_read():
