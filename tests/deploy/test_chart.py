@@ -19,6 +19,7 @@ from sana_service.http.routes import allowed_methods
 from sana_service.metrics import catalogue
 from sana_service.settings import Settings, load_settings
 from tests.deploy.tools import DEPLOY, run, tool
+from tests.services import REPOSITORY
 
 CHART = DEPLOY / "helm" / "sana"
 VALUE_SETS = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
@@ -235,7 +236,8 @@ def test_pods_share_the_weights_unless_each_wants_its_own():
 
     claim = render("scaled")["PersistentVolumeClaim"]
     assert models("scaled")["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"] == {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "40Gi"}}}
+    assert render("ingress")["PersistentVolumeClaim"]["spec"]["storageClassName"] == "shared"
     assert models("http-route")["persistentVolumeClaim"] == {"claimName": "weights"}
     assert "PersistentVolumeClaim" not in render("http-route")
     assert models("weights-per-pod")["emptyDir"] == {"sizeLimit": "30Gi"}
@@ -283,6 +285,38 @@ def test_the_scaler_counts_the_replicas_that_the_wait_needs(tmp_path: Path):
     assert "replicas" not in render("scaled")["Deployment"]["spec"], "an upgrade would undo what the scaler did"
 
 
+def test_the_scaler_may_have_credentials():
+    [trigger] = render("scaled", "--set=autoscaling.authenticationRef=mine")["ScaledObject"]["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": "mine"}
+
+
+def test_one_replica_becomes_several_by_the_documented_commands():
+    """The second command meets the first one's claim, which cannot be changed, and every secret is made before."""
+    assert secret_names(list(render("scaled").values())) == {"sana-keys", "sana-metrics", "sana-redis"}
+    assert render("one-gpu")["PersistentVolumeClaim"] == render("scaled")["PersistentVolumeClaim"]
+    documented = (REPOSITORY / "docs" / "deployment.md").read_text()
+    for values in ("one-gpu", "scaled"):
+        assert f"ci/{values}.yaml" in documented
+        for name in secret_names(list(render(values).values())):
+            assert f"create secret generic {name} " in documented
+    assert "authenticationRef" not in render("scaled")["ScaledObject"]["spec"]["triggers"][0]
+
+
+def secret_names(node: Any) -> set[str]:
+    """Names of all secrets that objects read."""
+    if isinstance(node, list):
+        return {name for one in node for name in secret_names(one)}
+    if not isinstance(node, dict):
+        return set()
+    found = {name for one in node.values() for name in secret_names(one)}
+    for key, value in node.items():
+        if key in {"secretRef", "secretKeyRef", "credentials"}:
+            found.add(value["name"])
+        elif key == "secretName":
+            found.add(value)
+    return found
+
+
 def test_the_alerts_and_the_dashboard_are_the_projects(tmp_path: Path):
     rule = render("scaled")["PrometheusRule"]
     assert rule["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())
@@ -303,7 +337,7 @@ def test_prometheus_has_a_key_where_there_are_keys():
 
 def test_the_download_may_have_a_mirror_and_a_proxy():
     [init] = pod("weights-per-pod")["initContainers"]
-    variables = {one["name"]: one["value"] for one in init["env"]}
+    variables = {one["name"]: one.get("value") for one in init["env"]}
     assert variables["HF_ENDPOINT"] == "https://hub.example.com"
     assert variables["HTTPS_PROXY"] == "http://proxy.example.com:3128"
     assert "HF_ENDPOINT" not in environment("weights-per-pod")
