@@ -1,7 +1,8 @@
 """What a start would find: each thing that the service needs, looked at by itself, with what to do about it.
 
-Nothing is loaded or downloaded and nothing is left behind; the storage is written to and cleaned up. A finding is
-`problem` where the service would not start or not serve, `warning` where it would, and the operator may not want that.
+Nothing is loaded or downloaded. The storage is written to and cleaned up; its folder and an empty file of jobs are
+made, as a start would make them. A finding is `problem` where the service would not start or not serve, `warning` where
+it would, and the operator may not want that.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def examine(environ: Mapping[str, str], host: str, port: int) -> Iterator[Findin
         lambda: _storage(settings),
         lambda: _jobs(settings),
         lambda: _signing(settings),
+        lambda: _tracing(environ),
         lambda: _port(host, port),
         _handles,
     )
@@ -156,9 +158,11 @@ def _weights(settings: Settings) -> Iterator[Finding]:
                 yield finding
     except (ModelLoadError, ValueError, OSError) as error:
         yield Finding("weights", "problem", " ".join(str(error).split()), "correct the name, or download it again")
+    if (wrong := _safety(settings.safety_model)) is not None:
+        yield wrong
     weights_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
     if weights_bytes:
-        yield _memory(weights_bytes)
+        yield _memory(weights_bytes, resolve_devices(settings.devices)[0])
 
 
 def _bundled() -> list[Path]:
@@ -189,30 +193,54 @@ def _checkpoint(model: str, name: str, revision: str) -> tuple[Path | None, Find
     return folder, Finding(f"{model} weights", "ok", f"{name}, safetensors, in {folder}")
 
 
-def _memory(weights_bytes: int) -> Finding:
+def _safety(name: str) -> Finding | None:
+    """What is wrong with a safety model of the operator's."""
+    from sana_service.models.hub import is_repository
+
+    if name in {"auto", "off", "opennsfw"} or is_repository(name):
+        return None
+    if (Path(name).expanduser() / "config.json").is_file():
+        return None
+    advice = "set SANA_SAFETY_MODEL to auto, off, opennsfw, owner/name or a folder that `sana download` made"
+    return Finding("safety model", "problem", f"{name} is no folder with a config.json, and no repository", advice)
+
+
+def _memory(weights_bytes: int, device: str) -> Finding:
+    """Of the host, and of a GPU: weights are kept in 16 bits there and in 32 on a CPU, and pass through the host."""
     import psutil
 
+    needed = int(weights_bytes * _BESIDES_WEIGHTS) * (2 if device == "cpu" else 1)
     available = int(psutil.virtual_memory().available)
-    needed = int(weights_bytes * _BESIDES_WEIGHTS)
-    message = f"{_gb(available)} available, the weights have {_gb(weights_bytes)}"
-    if available < needed:
+    message = f"{_gb(available)} available, the weights have {_gb(weights_bytes)} on disk"
+    if device == "cpu" and available < needed:
         return Finding("memory", "problem", message, f"make {_gb(needed)} available, or use smaller models")
+    if device != "cpu":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        if free < needed:
+            message = f"{_gb(free)} free on {device}, the weights have {_gb(weights_bytes)} on disk"
+            return Finding("memory", "problem", message, f"make {_gb(needed)} available there, see `nvidia-smi`")
+        if available < weights_bytes:
+            advice = "loading may be slow: checkpoints pass through the host's memory"
+            return Finding("memory", "warning", message, advice)
     return Finding("memory", "ok", message)
 
 
 def _keys(settings: Settings) -> Iterator[Finding]:
-    from sana_service.http.keys import read_key_digests
+    from sana_service.settings import SettingsError
+    from sana_service.startup import check_keys
 
     path = settings.api_keys_file
+    try:
+        number = check_keys(settings)
+        mode = path.stat().st_mode if path is not None else 0
+    except (SettingsError, OSError) as error:
+        yield Finding("keys", "problem", str(error), "write a key a line into that file, readable for this user")
+        return
     if path is None:
         advice = "set SANA_API_KEYS_FILE, or listen where only friends can reach it"
         yield Finding("keys", "warning", "none: the service is open to everybody", advice)
-        return
-    try:
-        number = len(read_key_digests(path))
-        mode = path.stat().st_mode
-    except (ValueError, OSError) as error:
-        yield Finding("keys", "problem", f"SANA_API_KEYS_FILE={path}: {error}", "write a key a line into that file")
         return
     if mode & (stat.S_IRGRP | stat.S_IROTH):
         yield Finding("keys", "warning", f"{number} in {path}, which others on this machine can read",
@@ -225,14 +253,15 @@ def _storage(settings: Settings) -> Iterator[Finding]:
     from sana_service.storage import Storage, StorageError
 
     try:
-        Storage(settings.storage_url, settings.file_ttl_seconds).check()
+        storage = Storage(settings.storage_url, settings.file_ttl_seconds)
+        storage.check()
     except (ValueError, StorageError) as error:
         advice = "make it writable for this user, or correct SANA_STORAGE_URL and its credentials"
-        yield Finding("storage", "problem", f"{_without_password(settings.storage_url)}: {error}", advice)
+        reason = str(error).replace(settings.storage_url, _without_password(settings.storage_url))
+        yield Finding("storage", "problem", f"{_without_password(settings.storage_url)}: {reason}", advice)
         return
     yield Finding("storage", "ok", f"{_without_password(settings.storage_url)}: written, read and deleted")
-    if settings.storage_url.startswith(("file://", "local://")):
-        folder = Path(settings.storage_url.partition("://")[2])
+    if (folder := storage.folder) is not None:
         free = shutil.disk_usage(folder).free
         if free < _LOW_DISK_BYTES:
             advice = "free some, lower SANA_FILE_TTL_SECONDS, or keep images elsewhere"
@@ -272,6 +301,16 @@ def _signing(settings: Settings) -> Iterator[Finding]:
         yield Finding("signing", "problem", str(error), "correct SANA_C2PA_CERT and SANA_C2PA_KEY, or leave both out")
     else:
         yield Finding("signing", "ok", f"images are signed with {settings.c2pa_cert}")
+
+
+def _tracing(environ: Mapping[str, str]) -> Iterator[Finding]:
+    from sana_service.settings import SettingsError
+    from sana_service.startup import check_tracing
+
+    try:
+        check_tracing(environ)
+    except SettingsError as error:
+        yield Finding("tracing", "problem", str(error), "correct the variable, or unset it for no traces")
 
 
 def _port(host: str, port: int) -> Iterator[Finding]:

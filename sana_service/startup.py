@@ -25,7 +25,7 @@ def prepare(environ: Mapping[str, str]) -> tuple[Settings, Storage]:
     try:
         settings = load_settings(environ)
         storage = check(settings)
-        _check_tracing(environ)
+        check_tracing(environ)
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
@@ -40,15 +40,7 @@ def check(settings: Settings) -> Storage:
     Raises:
         SettingsError: a file or URL that a setting names is not; the message is one line.
     """
-    if settings.api_keys_file is not None:
-        try:
-            read_key_digests(settings.api_keys_file)
-        except ValueError as error:
-            raise SettingsError(f"SANA_API_KEYS_FILE={str(settings.api_keys_file)!r}: {error}") from error
-    elif settings.max_concurrent_per_key is not None:
-        raise SettingsError(
-            f"SANA_MAX_CONCURRENT_PER_KEY={str(settings.max_concurrent_per_key)!r}: needs SANA_API_KEYS_FILE"
-        )
+    check_keys(settings)
     jobs_url = settings.jobs_url or default_url(settings.storage_url)
     try:
         # A Redis server may come up later; a file is made here, so that a wrong path is told now.
@@ -70,7 +62,26 @@ def check(settings: Settings) -> Storage:
         raise SettingsError(f"SANA_STORAGE_URL={settings.storage_url!r}: {error}") from error
 
 
-def _check_tracing(environ: Mapping[str, str]) -> None:
+def check_keys(settings: Settings) -> int:
+    """How many API keys there are; 0 for a service that is open to everybody.
+
+    Raises:
+        SettingsError: their file cannot be used, or a setting needs one; the message is one line.
+    """
+    if settings.api_keys_file is not None:
+        try:
+            return len(read_key_digests(settings.api_keys_file))
+        except ValueError as error:
+            raise SettingsError(f"SANA_API_KEYS_FILE={str(settings.api_keys_file)!r}: {error}") from error
+    if settings.max_concurrent_per_key is not None:
+        raise SettingsError(
+            f"SANA_MAX_CONCURRENT_PER_KEY={str(settings.max_concurrent_per_key)!r}: needs SANA_API_KEYS_FILE"
+        )
+    return 0
+
+
+def check_tracing(environ: Mapping[str, str]) -> None:
+    """Raise `SettingsError` where the collector of traces cannot be spoken to."""
     try:
         tracing.is_on(environ)
     except ValueError as error:

@@ -115,6 +115,11 @@ class Storage:
         local = scheme in _LOCAL_SCHEMES
         self._backend: _Backend = _Folder(url, ttl_seconds) if local else _Remote(url, scheme)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where local files are; None for remote ones."""
+        return self._backend.folder if isinstance(self._backend, _Folder) else None
+
     def put(self, data: bytes, extension: str) -> str:
         """Store an image.
 
@@ -213,28 +218,28 @@ class _Folder:
         ours = parts.netloc in ("", "localhost") and parts.path.startswith("/")
         if not ours or parts.query or parts.fragment:
             raise ValueError(f"{url!r} must be an absolute path with three slashes, such as file:///var/lib/sana")
-        self._folder = Path(url2pathname(parts.path))
+        self.folder = Path(url2pathname(parts.path))
         self._ttl_seconds = ttl_seconds
         with self._failures("made"):
             self._make_folder()
 
     def _make_folder(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
-        temporary = self._folder / f".{name}.part"
+        temporary = self.folder / f".{name}.part"
         with self._failures("written to"):
             # Cleaners of temporary folders may have taken it since the last write.
             self._make_folder()
             try:
                 temporary.write_bytes(data)
-                os.replace(temporary, self._folder / name)
+                os.replace(temporary, self.folder / name)
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
 
     def read(self, name: str) -> tuple[bytes, float]:
-        path = self._folder / name
+        path = self.folder / name
         with (
             self._failures("read", absence_is_an_answer=True),
             open(path, "rb", opener=_open_no_link) as file,
@@ -246,12 +251,12 @@ class _Folder:
 
     def remove(self, name: str) -> None:
         with self._failures("deleted from", absence_is_an_answer=True):
-            (self._folder / name).unlink()
+            (self.folder / name).unlink()
 
     def expire(self, now: float) -> int:
         expired = 0
         try:
-            with self._failures("swept", absence_is_an_answer=True), os.scandir(self._folder) as entries:
+            with self._failures("swept", absence_is_an_answer=True), os.scandir(self.folder) as entries:
                 for entry in entries:
                     if _NAME.fullmatch(entry.name) or _TEMPORARY_NAME.fullmatch(entry.name):
                         expired += self._expire(entry, now)
@@ -278,7 +283,7 @@ class _Folder:
         except OSError as error:
             if absence_is_an_answer and isinstance(error, FileNotFoundError):
                 raise
-            raise StorageError(f"{self._folder} cannot be {action}: {error.strerror or error}") from error
+            raise StorageError(f"{self.folder} cannot be {action}: {error.strerror or error}") from error
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -47,7 +47,8 @@ def download(
     options = {"base": (base, base_revision), "sprint": (sprint, sprint_revision), "safety": (safety, safety_revision)}
     fetched: dict[str, Checkpoint] = {}
     with hub_bars(wanted=not as_json):
-        for source in _sources(options):
+        sources, untouched = _sources(options)
+        for source in sources:
             try:
                 fetched[source.part] = fetch(
                     source,
@@ -70,12 +71,12 @@ def download(
     typer.echo("SANA_MODELS=hub")
     for part in fetched:
         typer.echo(f"SANA_{part.upper()}_MODEL={folder / part}")
-    if "safety" not in fetched and safety is not None:
-        typer.echo(f"SANA_SAFETY_MODEL={safety}")
+    for name, value in untouched.items():
+        typer.echo(f"{name}={value}")
 
 
-def _sources(options: dict[str, tuple[str | None, str | None]]) -> list[Source]:
-    """What to fetch: the options, else the service's own settings."""
+def _sources(options: dict[str, tuple[str | None, str | None]]) -> tuple[list[Source], dict[str, str]]:
+    """What to fetch: the options, else the service's own settings; and variables of what needs no fetching."""
     from sana_service.models.download import Source
     from sana_service.models.hub import is_repository
     from sana_service.safety import FALCONS_AI_REPOSITORY
@@ -90,15 +91,16 @@ def _sources(options: dict[str, tuple[str | None, str | None]]) -> list[Source]:
         "sprint": (settings.sprint_model, settings.sprint_revision),
         "safety": (FALCONS_AI_REPOSITORY if settings.safety_model == "auto" else settings.safety_model, "main"),
     }
-    sources = []
+    sources, untouched = [], {}
     for part in ("base", "sprint", "safety"):
         repository = options[part][0] or defaults[part][0]
         if part == "safety" and repository in {"opennsfw", "off"}:
+            untouched["SANA_SAFETY_MODEL"] = repository
             continue
         if not is_repository(repository):
             fail(f"{repository!r} is no repository of the hub such as owner/name; name one with --{part}")
         sources.append(Source(part, repository, options[part][1] or defaults[part][1]))
-    return sources
+    return sources, untouched
 
 
 def _document(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 uvicorn waits for ever for the rest of a request and for a client that does not read, so a few thousand idle sockets
 would take every file handle. Here
 
-* a request must be whole `request_seconds` after its first byte, or it is answered 408;
+* a request must be whole `request_seconds` after its first byte, the first one after the connection opened, or it is
+  answered 408;
 * a client must take `stall_bytes` of its answer in each `stall_seconds`, or the connection is cut;
-* at the end of the process a connection has `closing_seconds` to take what is left.
+* at the end of the process a connection that takes nothing more for `closing_seconds` is cut.
 
 What is no HTTP is 400, headers that never end are 431, and an upgrade to another protocol is ignored: there is no
 WebSocket route, and none that the API keys do not see. Nothing here knows routes.
@@ -77,7 +78,7 @@ class Connection(H11Protocol):
     def shutdown(self) -> None:
         """The process ends."""
         super().shutdown()
-        self._start("closing", self.closing_seconds, self.transport.abort)
+        self._watch_closing()
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP, or its headers have no end."""
@@ -104,7 +105,9 @@ class Connection(H11Protocol):
                 BILLING_HEADER: "0",
             }
             answer = h11.Response(status_code=int(status), headers=list(headers.items()), reason=status.phrase)
-            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            # The answer to HEAD has no body, and h11 holds to that.
+            head = self.conn.our_state is not h11.IDLE and self.scope["method"] == "HEAD"
+            for event in (answer, *(() if head else (h11.Data(data=body),)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn says that there always is one
         if cycle is not None and not cycle.response_complete:
@@ -125,6 +128,16 @@ class Connection(H11Protocol):
             self.transport.abort()
         else:
             self._watch_reader()
+
+    def _watch_closing(self) -> None:
+        left = self._not_taken_bytes()
+        self._start("closing", self.closing_seconds, lambda: self._check_closing(left))
+
+    def _check_closing(self, before: int) -> None:
+        if self._not_taken_bytes() < before:
+            self._watch_closing()
+        else:
+            self.transport.abort()
 
     def _not_taken_bytes(self) -> int:
         """What the client has not acknowledged: here, and in the kernel, which holds megabytes of it."""

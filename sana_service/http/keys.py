@@ -18,6 +18,7 @@ from sana_service.callers import caller
 from sana_service.contract.errors import Unauthorized
 from sana_service.http.routes import is_public
 
+_COMMENT = re.compile(r"(^|\s)#.*")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _SCHEMES = {"key", "bearer"}
 
@@ -34,7 +35,7 @@ def read_key_digests(path: Path) -> tuple[bytes, ...]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"the file cannot be read: {reason}") from error
     digests = tuple(
-        _digest(key, number) for number, line in enumerate(lines, 1) if (key := line.partition("#")[0].strip())
+        _digest(key, number) for number, line in enumerate(lines, 1) if (key := _COMMENT.sub("", line).strip())
     )
     if not digests:
         raise ValueError("the file holds no key")
@@ -71,7 +72,7 @@ class ApiKeys:
         if authorization is None:
             raise Unauthorized("An API key is needed: send `Authorization: Key <api key>`.")
         scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
+        digest = hashlib.sha256(key.strip(" \t").encode("latin-1")).digest()
         known = [hmac.compare_digest(digest, candidate) for candidate in self._digests]
         if scheme.lower() not in _SCHEMES or not any(known):
             raise Unauthorized("The API key is not valid.")

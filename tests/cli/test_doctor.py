@@ -27,7 +27,7 @@ def findings(tmp_path: Path, variables: Mapping[str, str], port: int | None = No
     return {finding.name: finding for finding in examine(environ, "127.0.0.1", port or services.free_port())}
 
 
-def test_a_healthy_machine_has_no_problem_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_a_healthy_machine_has_no_problem_and_no_image_is_left_behind(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a\nb\n")
     keys.chmod(0o600)
@@ -49,6 +49,9 @@ def test_a_healthy_machine_has_no_problem_and_nothing_is_left_behind(tmp_path: P
         ({"SANA_STORAGE_URL": "file://{tmp}/file/below"}, "storage", "Not a directory"),
         ({"SANA_JOBS_URL": "sqlite://{tmp}/file/jobs.db"}, "jobs", "sqlite://{tmp}/file/jobs.db"),
         ({"SANA_C2PA_CERT": "{tmp}/cert.pem"}, "signing", "both"),
+        ({"SANA_MAX_CONCURRENT_PER_KEY": "2"}, "keys", "needs SANA_API_KEYS_FILE"),
+        ({"SANA_SAFETY_MODEL": "{tmp}/none"}, "safety model", "{tmp}/none"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"}, "tracing", "must be a URL"),
     ],
 )
 def test_what_keeps_the_service_from_starting(tmp_path: Path, variables: dict[str, str], name: str, says: str) -> None:
@@ -60,6 +63,18 @@ def test_what_keeps_the_service_from_starting(tmp_path: Path, variables: dict[st
     assert found[name].advice
     assert "\n" not in found[name].message
     assert [one.name for one in found.values() if one.status == "problem"] == [name]
+
+
+@pytest.mark.parametrize("url", ["file://localhost{folder}", "file://{folder}%20b"])
+def test_every_way_to_write_a_folder(tmp_path: Path, url: str) -> None:
+    found = findings(tmp_path, {"SANA_STORAGE_URL": url.replace("{folder}", str(tmp_path / "a"))})
+    assert (found["storage"].status, found["disk"].status) == ("ok", "ok")
+
+
+def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"SANA_STORAGE_URL": "nowhere://somebody:secret@b"})
+    assert found["storage"].status == "problem"
+    assert "secret" not in found["storage"].message
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_the_service_draws_from_what_was_downloaded(hub, command, tmp_path, pair
     assert (tmp_path / "circle.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_the_operator_chose_for_safety_is_told_again(hub, command, tmp_path):
+    """Or a service that is started with the printed variables would look for the default on the hub."""
+    without_option = command[: command.index("--safety")]
+    finished = run(["env", "SANA_SAFETY_MODEL=off", *without_option], tmp_path / "models")
+    assert "SANA_SAFETY_MODEL=off" in finished.stdout.splitlines()
+
+
 def test_a_second_run_fetches_nothing_and_a_pinned_one_asks_nothing(hub, command, tmp_path):
     models = tmp_path / "models"
     pinned = ("--base-revision", COMMIT, "--sprint-revision", COMMIT)

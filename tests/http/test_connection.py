@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -192,6 +193,24 @@ def test_a_client_that_reads_slowly_gets_all() -> None:
         assert time.monotonic() - started > 2 * Patient.stall_seconds
 
 
+def test_the_end_of_the_process_waits_for_a_client_that_reads() -> None:
+    class Lenient(Patient):
+        closing_seconds = 0.3
+
+    lenient = Served(Lenient)
+    with lenient.socket(receive_bytes=4096) as client, ThreadPoolExecutor(1) as pool:
+        client.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = len(client.recv(2**18))
+        stopping = pool.submit(lenient.stop)
+        started = time.monotonic()
+        while chunk := client.recv(2**18):
+            received += len(chunk)
+            if time.monotonic() - started < 4 * Lenient.closing_seconds:
+                time.sleep(0.01)
+        assert received > BIG
+        stopping.result(SECONDS)
+
+
 def test_the_end_of_the_process_does_not_wait_for_a_client_that_does_not_read() -> None:
     class Lenient(Hasty):
         stall_seconds = 3600.0
@@ -220,6 +239,16 @@ def test_what_is_no_request_is_refused_in_the_contract_s_shape(hasty: Served, se
     assert headers["content-type"] == "application/json"
     assert int(headers["content-length"]) == len(body)
     assert list(json.loads(body)) == ["detail"]
+
+
+def test_a_malformed_head_is_refused_without_a_body(hasty: Served) -> None:
+    with hasty.socket() as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n")
+        answer = b""
+        while part := client.recv(4096):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"\r\n\r\n")
 
 
 def test_an_upgrade_is_an_ordinary_request(hasty: Served) -> None:

@@ -38,6 +38,16 @@ def test_known_keys_pass(key_file: Path, authorization: str) -> None:
     assert status(key_file, "/generate", authorization) == 200
 
 
+def test_a_key_may_end_in_any_letter_and_hold_a_number_sign(tmp_path: Path) -> None:
+    """In UTF-8 "à" ends in a byte that Latin-1 takes for a space."""
+    file = tmp_path / "keys"
+    file.write_text("clé-à\nsk-a#b # of the tests\n#only a comment\n", encoding="utf-8")
+    assert status(file, "/generate", "Key " + "clé-à".encode().decode("latin-1")) == 200
+    assert status(file, "/generate", "Key sk-a#b") == 200
+    assert status(file, "/generate", "Key sk-a") == 401
+    assert len(read_key_digests(file)) == 2
+
+
 @pytest.mark.parametrize(
     "authorization",
     [None, "", "Key", "Key ", "first-key", "Basic first-key", "Key third-key", f"Key sha256:{HASHED}", "Key # x",
