@@ -49,7 +49,7 @@ serve: $(VENV)/run ## start the service on PORT (default 3000)
 
 .PHONY: test
 test: $(VENV)/dev ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: browser-tools
 browser-tools: $(VENV)/dev ## get what the tests of the page and of foreign clients need (Debian, root)

@@ -60,6 +60,15 @@ def bundled_server(bundled_start: tuple[services.Server, dict[str, httpx.Respons
     return bundled_start[0]
 
 
+LONGEST = (
+    *("test_schemathesis.py", "test_replicas.py", "test_queue_survival.py", "test_queues.py", "test_chaos.py"),
+    *("test_bundled.py", "test_batching.py", "test_runs.py", "test_page.py", "test_start.py", "test_mutations.py"),
+    *("test_stock.py", "test_thousand_jobs.py", "test_bento.py", "test_suite.py", "test_cli.py", "test_readme.py"),
+)
+"""Modules that take half a minute or more alone."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest module first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_schemathesis.py")
+    """The longest modules first, so that no worker is left alone with one of them at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

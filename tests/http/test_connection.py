@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -114,8 +115,10 @@ def hasty() -> Iterator[Served]:
 def answer_of(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body up to the end of the connection."""
     received = b""
-    while chunk := client.recv(2**20):
-        received += chunk
+    # One that goes on sending to a closed connection is reset, after it has got the answer.
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := client.recv(2**20):
+            received += chunk
     head, _, body = received.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
