@@ -151,6 +151,13 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         description="An image with a probability strictly above it is flagged and blackened.",
     )
+    graph_memory_gb: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="GiB of each GPU's memory that captured CUDA graphs may hold; 0 for none, which is slower. By "
+        "default 4, or a tenth of a smaller GPU's memory.",
+    )
     embed_metadata: bool = Field(True, description="Write prompt, seed and settings into the image files.")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_origins)] = Field(
         (), description="Origins, separated by commas, whose pages may call the service."

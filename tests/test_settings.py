@@ -55,6 +55,8 @@ def test_values_are_read_from_the_environment() -> None:
         ("SANA_PUBLIC_URL", "images.example.com", "https://"),
         ("SANA_FILE_TTL_SECONDS", "-1", "greater than or equal to 1"),
         ("SANA_NSFW_THRESHOLD", "1.5", "less than or equal to 1"),
+        ("SANA_GRAPH_MEMORY_GB", "-1", "greater than or equal to 0"),
+        ("SANA_GRAPH_MEMORY_GB", "nan", "finite"),
         ("SANA_EMBED_METADATA", "maybe", "boolean"),
         ("SANA_CORS_ORIGINS", "a.example", "origins such as"),
         ("SANA_LOG_FORMAT", "xml", "'text' or 'json'"),

@@ -27,8 +27,8 @@ _LOG = logging.getLogger("sana.engine")
 HOT_SIZES = ((1024, 1024), (3840, 2160))
 """Requested sizes whose bins are captured before the device takes jobs: the square one and the default."""
 
-GRAPH_BYTES = 4 * 2**30
-"""Budget for the graphs of one device; a tenth of its memory where that is less."""
+DEFAULT_GRAPH_BYTES = 4 * 2**30
+"""Budget for the graphs of one device where none is given; a tenth of its memory where that is less."""
 
 OLDEST_CAPABILITY = (8, 0)
 """Of a GPU that the kernels compile for: Ampere has bfloat16 and Triton's support."""
@@ -45,35 +45,34 @@ class Backend:
 
     Args:
         models: on their device.
-        fuse: None for where it can be had; False for the plain way everywhere.
-        graphs: whether fused modules are captured.
         gate: of the device's memory, which captures pass like any other work.
+        graph_bytes: what captured graphs may hold of the device's memory; 0 for none, None for a default by its size.
     """
 
-    def __init__(
-        self, models: Models, *, fuse: bool | None = None, graphs: bool = True, gate: MemoryGate | None = None
-    ) -> None:
+    def __init__(self, models: Models, gate: MemoryGate, *, graph_bytes: int | None = None) -> None:
         self._models = models
-        self._gate = gate or MemoryGate()
+        self._gate = gate
         self.text: FusedTextEncoder | None = None
         self.forwards: dict[ModelName, SanaForward] = {}
         self._decoders: dict[int, FusedDecoder] = {}
         self._capturer: Any = None
-        if fuse if fuse is not None else models.device.type == "cuda" and _runs_kernels(models.device):
-            self._fuse(graphs)
+        if models.device.type == "cuda" and _runs_kernels(models.device):
+            self._fuse(graph_bytes)
         for name, checkpoint in models.checkpoints.items():
             if name not in self.forwards:
                 self.forwards[name] = SanaForward(checkpoint.transformer)
 
-    def _fuse(self, graphs: bool) -> None:
+    def _fuse(self, graph_bytes: int | None) -> None:
         """Take the fused way for each module that fits it."""
         from sana_service.engine.fused import decoder, text, transformer
         from sana_service.engine.graphs import Capturer, Pool
 
         models = self._models
-        if graphs:
+        if graph_bytes is None:
             memory = torch.cuda.get_device_properties(models.device).total_memory
-            self._capturer = Capturer(models.device, min(GRAPH_BYTES, memory // 10), self._gate)
+            graph_bytes = min(DEFAULT_GRAPH_BYTES, memory // 10)
+        if graph_bytes:
+            self._capturer = Capturer(models.device, graph_bytes, self._gate)
 
         def new_pool(priority: int) -> Pool | None:
             return None if self._capturer is None else self._capturer.new_pool(priority)

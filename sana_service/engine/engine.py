@@ -34,6 +34,8 @@ class Engine:
         max_queue: jobs that may wait, besides those that have a seat on the device.
         limits: how much may be on the device; by default what suits it.
         max_work: megapixel-steps that may wait.
+        graph_bytes: what captured CUDA graphs may hold of each device's memory; 0 for none, None for a default by its
+            size. Without effect on a CPU.
         downstream: what artifacts go through afterwards, where that can be congested.
 
     Raises:
@@ -50,6 +52,7 @@ class Engine:
         max_work: float = math.inf,
         limits: Limits | None = None,
         downstream: Downstream | None = None,
+        graph_bytes: int | None = None,
     ) -> None:
         sets = models if isinstance(models, Sequence) else [models]
         safeties = safety if isinstance(safety, Sequence) else [safety] * len(sets)
@@ -64,7 +67,13 @@ class Engine:
             drawn_pixels=limits.drawn_pixels,
         )
         self._loops = [
-            DeviceLoop(number, Stages(one, its_safety, nsfw_threshold), self._queue, costs, limits.batch_cells)
+            DeviceLoop(
+                number,
+                Stages(one, its_safety, nsfw_threshold, graph_bytes=graph_bytes),
+                self._queue,
+                costs,
+                limits.batch_cells,
+            )
             for number, (one, its_safety) in enumerate(zip(sets, safeties, strict=True))
         ]
 

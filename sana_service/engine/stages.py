@@ -72,17 +72,20 @@ class Stages:
         models: on the device of this loop.
         safety: classifies pictures, or None.
         nsfw_threshold: probability strictly above which a picture is flagged.
+        graph_bytes: what captured CUDA graphs may hold of the device's memory; see `Backend`.
 
     Raises:
         UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
     """
 
-    def __init__(self, models: Models, safety: SafetyModel | None, nsfw_threshold: float) -> None:
+    def __init__(
+        self, models: Models, safety: SafetyModel | None, nsfw_threshold: float, *, graph_bytes: int | None = None
+    ) -> None:
         self._models = models
         self._safety = safety
         self._nsfw_threshold = nsfw_threshold
         self.gate = MemoryGate()
-        self._backend = Backend(models, gate=self.gate)
+        self._backend = Backend(models, self.gate, graph_bytes=graph_bytes)
         self._prompts = PromptEncoder(models.tokenizer, models.text_encoder, fused=self._backend.text)
         self._denoiser = Denoiser(models, self._backend.forwards)
         self._ahead: _Launched | None = None

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sana_service.engine import graphs
+from sana_service import runtime
+from sana_service.engine import graphs, stages
+from sana_service.engine.backend import Backend
+from sana_service.engine.gate import MemoryGate
 from sana_service.engine.graphs import GraphSet
+from sana_service.images import Encoder
+from sana_service.models.checkpoint import Models
+from sana_service.settings import load_settings
+from sana_service.storage import Storage
 
 
 class Capturer:
@@ -143,3 +151,27 @@ def test_after_the_end_calls_run_uncaptured():
     some = doubler(capturer)
     capturer.stopped = True
     assert not called(some, "a")
+
+
+@pytest.mark.parametrize(("given", "graph_bytes"), [({}, None), ({"SANA_GRAPH_MEMORY_GB": "1.5"}, 3 * 2**29)])
+def test_the_budget_reaches_every_device(
+    monkeypatch: pytest.MonkeyPatch, models: Models, tmp_path: Path, given: dict[str, str], graph_bytes: int | None
+) -> None:
+    seen: list[int | None] = []
+
+    class Recorder(Backend):
+        def __init__(self, models: Models, gate: MemoryGate, *, graph_bytes: int | None = None) -> None:
+            seen.append(graph_bytes)
+            super().__init__(models, gate, graph_bytes=graph_bytes)
+
+    monkeypatch.setattr(stages, "Backend", Recorder)
+    monkeypatch.setattr(runtime, "load_models", lambda *_: models)
+    monkeypatch.setattr(runtime, "resolve_devices", lambda _: ["cpu", "cpu"])
+    settings = load_settings({"SANA_SAFETY_MODEL": "off", "SANA_MODELS": "bundled", **given})
+    encoder = Encoder()
+    try:
+        generation = runtime.build_generation(settings, Storage(f"file://{tmp_path}", 60), encoder)
+        assert generation.engine.stop(timeout_seconds=10)
+    finally:
+        encoder.close()
+    assert seen == [graph_bytes, graph_bytes]
