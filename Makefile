@@ -49,7 +49,8 @@ serve: $(VENV)/run ## start the service on PORT (default 3000)
 
 .PHONY: test
 test: $(VENV)/dev ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing'
+	$(BIN)/python -m pytest -m timing --reruns 2
 
 .PHONY: browser-tools
 browser-tools: $(VENV)/dev ## get what the tests of the page and of foreign clients need (Debian, root)

@@ -249,6 +249,7 @@ def test_no_prompt_reaches_the_log(http: httpx.Client, quick_server: Server) -> 
     assert secret not in quick_server.log
 
 
+@pytest.mark.timing
 def test_probes_answer_while_the_device_works(http: httpx.Client, quick_server: Server) -> None:
     heavy = {"prompt": "a", "image_size": "square_hd", "num_inference_steps": 50, "num_images": 4}
     with ThreadPoolExecutor(1) as pool, quick_server.client() as other:

@@ -42,6 +42,7 @@ def test_a_full_queue_is_429_and_a_late_request_504(small_server: services.Serve
         assert http.post("/sprint", json=QUICK).status_code == 200
 
 
+@pytest.mark.timing
 def test_the_device_is_free_again_when_a_client_leaves(small_server: services.Server) -> None:
     with small_server.client() as http:
         for _ in range(2):  # so that the costs of a quick job are known, too

@@ -37,6 +37,7 @@ def throughput(devices: int, model: str, jobs: int) -> float:
         return jobs / (time.perf_counter() - started)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("model", ["base", "sprint"])
 def test_eight_devices_are_seven_times_as_fast_as_one(model: str):
     alone = throughput(1, model, 40)

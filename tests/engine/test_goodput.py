@@ -18,6 +18,8 @@ from sana_service.engine.limits import Limits
 from tests.engine.simulated import SimulatedEngine, SimulatedStages
 from tests.pairs import job
 
+pytestmark = pytest.mark.timing
+
 STEP_SECONDS = 0.01
 STEPS = 2
 DEADLINE_SECONDS = 0.4

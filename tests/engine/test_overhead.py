@@ -7,6 +7,8 @@ import pytest
 from tests.performance.engine import loop_overhead
 from tests.performance.overhead import GOAL_OVERHEAD_SECONDS
 
+pytestmark = pytest.mark.timing
+
 
 @pytest.mark.parametrize(("model", "steps"), [("base", 18), ("sprint", 2)])
 def test_a_job_costs_the_engine_at_most_five_milliseconds(model, steps):

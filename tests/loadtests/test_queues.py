@@ -22,6 +22,8 @@ from tests.loadtests.queues import lindley, md1_sojourn_quantile, mm1_sojourn_qu
 from tests.loadtests.support import Done, QueueServer, harness, queue_server, write_scenario
 from tests.services import free_port
 
+pytestmark = pytest.mark.timing
+
 REQUESTS = int(os.environ.get("SANA_QUEUE_REQUESTS", "500"))
 IS_LONG = REQUESTS >= 20_000
 ALLOWED_SECONDS = 0.005
