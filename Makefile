@@ -89,7 +89,7 @@ format: $(VENV)/dev ## rewrite the code in the house style
 .PHONY: fuzz
 fuzz: $(VENV)/dev ## run the fuzzers of the API and of every parser at length
 	SANA_FUZZ_EXAMPLES=300 $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
-	SANA_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
+	SANA_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py $(if $(SEED),--hypothesis-seed=$(SEED))
 
 .PHONY: attack
 attack: $(VENV)/dev ## send ten thousand bad requests, and see what is left of them

@@ -7,8 +7,14 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from tests import services
+
+# The same examples every time, and at any pace: `make fuzz` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("searching", deadline=None)
+settings.load_profile("searching" if "SANA_FUZZ_EXAMPLES" in os.environ else "repeatable")
 
 # One core stays free for the event loop and the test itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
