@@ -1,5 +1,6 @@
 # Everything is installed into .venv; nothing outside this folder is touched.
 #   PORT=3000            where `make serve` listens
+#   RERUNS=0             how often `make test` tries a test again that failed; it says so
 #   TORCH_INDEX_URL=     an index with other builds of torch, such as the CPU builds of download.pytorch.org/whl/cpu
 
 SHELL := /bin/bash
@@ -8,6 +9,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PORT ?= 3000
+RERUNS ?= 0
 TORCH := $(shell grep '^torch==' requirements.txt)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,7 +51,7 @@ serve: $(VENV)/run ## start the service on PORT (default 3000)
 
 .PHONY: test
 test: $(VENV)/dev ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing' --reruns $(RERUNS)
 	$(BIN)/python -m pytest -m timing --reruns 2
 
 .PHONY: browser-tools

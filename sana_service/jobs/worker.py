@@ -157,7 +157,7 @@ class JobWorker:
         self._wake.clear()
         try:
             if self._accepting() and len(self._running) < self._concurrency:
-                record = await asyncio.to_thread(self._store.claim, self._owner, time.time(), self._lease_seconds)
+                record = await self._claim()
                 if record is not None:
                     # A clock that is set forward lets leases lapse that are held here: the claim renewed one.
                     if record.job.id not in self._running:
@@ -169,6 +169,20 @@ class JobWorker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS):
                 await self._wake.wait()
+
+    async def _claim(self) -> JobRecord | None:
+        """The next of the line; where the process stops before it is known which, it goes back there."""
+        claiming = asyncio.ensure_future(
+            asyncio.to_thread(self._store.claim, self._owner, time.time(), self._lease_seconds)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with contextlib.suppress(StoreError):
+                record = await claiming
+                if record is not None and record.job.id not in self._running:
+                    self._store.release(self._owner, record.job.id, time.time(), counted=False)
+            raise
 
     def _start(self, record: JobRecord) -> None:
         task = asyncio.create_task(self._work(record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -253,6 +254,37 @@ def test_a_process_that_stops_gives_its_jobs_back(bench):
         task = asyncio.create_task(bench.worker(slow).run())
         await bench.until(one.id, "running")
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        record = bench.store.get(one.id)
+        assert record is not None
+        return record
+
+    record = asyncio.run(main())
+    assert (record.state, record.attempts) == ("queued", 0)
+
+
+def test_a_process_that_stops_while_it_claims_gives_the_job_back(bench, monkeypatch: pytest.MonkeyPatch):
+    claim, claimed, may_answer = bench.store.claim, threading.Event(), threading.Event()
+
+    def slow_claim(*arguments: Any, **options: Any) -> Any:
+        record = claim(*arguments, **options)
+        if record is not None:
+            claimed.set()
+            assert may_answer.wait(15)
+        return record
+
+    async def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(bench.store, "claim", slow_claim)
+
+    async def main() -> Any:
+        one = job()
+        bench.store.add(one, 10)
+        task = asyncio.create_task(bench.worker(never).run())
+        assert await asyncio.to_thread(claimed.wait, 15)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_answer.set)
         await asyncio.gather(task, return_exceptions=True)
         record = bench.store.get(one.id)
         assert record is not None
