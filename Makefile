@@ -51,8 +51,8 @@ serve: $(VENV)/run ## start the service on PORT (default 3000)
 
 .PHONY: test
 test: $(VENV)/dev ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing' --reruns $(RERUNS)
-	$(BIN)/python -m pytest -m timing --reruns 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not timing' --reruns $(RERUNS) -rR
+	$(BIN)/python -m pytest -m timing --reruns 2 -rR
 
 .PHONY: browser-tools
 browser-tools: $(VENV)/dev ## get what the tests of the page and of foreign clients need (Debian, root)

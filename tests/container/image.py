@@ -61,7 +61,8 @@ def _bentoml(home: Path, *arguments: str) -> str:
 def torch_page() -> Iterator[str]:
     """A page with the CPU builds of torch: of a folder that pip is configured with, else PyTorch's own."""
     asked = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
-    folder = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    configured = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    folder = os.environ.get("PIP_FIND_LINKS") or configured
     if not folder or not any(Path(folder).glob("torch-*+cpu-*.whl")):
         yield PYTORCH_CPU_PAGE
         return
