@@ -61,6 +61,14 @@ class Bench:
             assert time.monotonic() < deadline, record
             await asyncio.sleep(0.01)
 
+    async def stopped(self, task: asyncio.Task[None], job: Job) -> Any:
+        """A job once its worker has been stopped."""
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        record = self.store.get(job.id)
+        assert record is not None
+        return record
+
     def run(self, generate: Generate, *jobs: Job, **options: Any) -> list[Any]:
         """What becomes of jobs."""
 
@@ -253,11 +261,7 @@ def test_a_process_that_stops_gives_its_jobs_back(bench):
         bench.store.add(one, 10)
         task = asyncio.create_task(bench.worker(slow).run())
         await bench.until(one.id, "running")
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        record = bench.store.get(one.id)
-        assert record is not None
-        return record
+        return await bench.stopped(task, one)
 
     record = asyncio.run(main())
     assert (record.state, record.attempts) == ("queued", 0)
@@ -283,12 +287,8 @@ def test_a_process_that_stops_while_it_claims_gives_the_job_back(bench, monkeypa
         bench.store.add(one, 10)
         task = asyncio.create_task(bench.worker(never).run())
         assert await asyncio.to_thread(claimed.wait, 15)
-        task.cancel()
         asyncio.get_running_loop().call_later(0.05, may_answer.set)
-        await asyncio.gather(task, return_exceptions=True)
-        record = bench.store.get(one.id)
-        assert record is not None
-        return record
+        return await bench.stopped(task, one)
 
     record = asyncio.run(main())
     assert (record.state, record.attempts) == ("queued", 0)

@@ -46,7 +46,7 @@ def test_times_are_sorted_within_the_duration_and_the_seeds(rate, law, duration,
 @given(rate_functions(), durations)
 def test_a_constant_process_has_the_integral_of_its_rate(rate, duration):
     """One arrival for each whole unit of the integral, which the midpoint rule gives independently."""
-    cells = 2000
+    cells = 10_000
     width = duration / cells
     expected = sum(rate.at((cell + 0.5) * width) for cell in range(cells)) * width
     # A jump within a cell is counted half a cell too early or too late, and no process here has more than two.
