@@ -96,6 +96,8 @@ def _devices(settings: Settings) -> Iterator[Finding]:
                       advice)  # fmt: skip
     for name in names:
         yield _device(torch.device(name), drivers)
+        if settings.precision == "fp8":
+            yield _precision(torch.device(name))
 
 
 def _device(device: torch.device, driver: str | None) -> Finding:
@@ -115,6 +117,16 @@ def _device(device: torch.device, driver: str | None) -> Finding:
     if free < total / 2:
         return Finding("device", "warning", message, "end what else uses the GPU, see `nvidia-smi`")
     return Finding("device", "ok", message)
+
+
+def _precision(device: torch.device) -> Finding:
+    from sana_service.engine.backend import UnsupportedPrecision, require_fp8
+
+    try:
+        require_fp8(device)
+    except UnsupportedPrecision as error:
+        return Finding("precision", "problem", str(error), "leave SANA_PRECISION out")
+    return Finding("precision", "ok", f"{device} has 8-bit matrix products")
 
 
 def _nvidia_driver() -> str | None:

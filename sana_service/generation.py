@@ -215,9 +215,8 @@ class Generation:
                 with contextlib.suppress(StorageError):
                     await asyncio.to_thread(self.storage.delete, outcome)
 
-    @staticmethod
     def _output(
-        request: BaseInput, job: Job, artifact: Artifact, files: list[ImageFile], timings: dict[str, float]
+        self, request: BaseInput, job: Job, artifact: Artifact, files: list[ImageFile], timings: dict[str, float]
     ) -> Output:
         return _OUTPUTS[job.model](
             images=files,
@@ -225,7 +224,7 @@ class Generation:
             has_nsfw_concepts=list(artifact.flagged),
             prompt=request.prompt,
             timings={stage: round(seconds, 6) for stage, seconds in timings.items()},
-        ).denoised_with(artifact.batch_images)
+        ).denoised_with(artifact.batch_images, self.settings.precision)
 
 
 def output_model(model: ModelName) -> type[Output]:

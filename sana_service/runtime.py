@@ -333,6 +333,7 @@ def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> 
         max_work=settings.max_queue_work,
         downstream=encoder,
         graph_bytes=None if settings.graph_memory_gb is None else int(settings.graph_memory_gb * 2**30),
+        precision=settings.precision,
     )
     engine.start()
     names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models[0].checkpoints.items()}

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sana_service.contract.sizes import DEFAULT_SIZE
 from sana_service.jobs.guard import check_entry
+from sana_service.models.names import Precision
 
 PREFIX = "SANA_"
 
@@ -150,6 +151,12 @@ class Settings(BaseModel):
         le=1.0,
         allow_inf_nan=False,
         description="An image with a probability strictly above it is flagged and blackened.",
+    )
+    precision: Precision = Field(
+        "exact",
+        description="`exact`: the checkpoints' own. `fp8`: the transformers' large matrix products in 8-bit floating "
+        "point, faster and with other pictures; needs a GPU of compute capability 8.9 or newer. Answers then say "
+        "`X-Sana-Precision: fp8`.",
     )
     graph_memory_gb: float | None = Field(
         None,

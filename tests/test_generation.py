@@ -1,18 +1,22 @@
-"""What becomes of a request whose storage does not answer."""
+"""What becomes of a request whose storage does not answer, and what an answer says of its pictures."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sana_service import generation as module
+from sana_service.contract.answers import answer_headers
 from sana_service.contract.errors import Unavailable
 from sana_service.contract.idempotency import Superseded
-from sana_service.contract.schemas import ImageFile, SanaSprintOutput
+from sana_service.contract.schemas import ImageFile, SanaSprintOutput, SprintInput
+from sana_service.engine.job import Artifact, Job
 from sana_service.generation import Generation
 from sana_service.images import EncodedImage
 from sana_service.settings import load_settings
@@ -113,3 +117,14 @@ def test_what_another_replica_has_answered_leaves_no_images_here(client_stays: b
 
     asyncio.run(settling())
     assert shelf.files == {"1.png"}
+
+
+@pytest.mark.parametrize(("precision", "says"), [("exact", None), ("fp8", "fp8")])
+def test_an_answer_says_where_it_is_less_exact(precision: str, says: str | None) -> None:
+    request = SprintInput(prompt="a")
+    job = Job("sprint", "a", "", 8, 8, 1, 1.0, (7,), check_safety=False, deadline=math.inf)
+    artifact = Artifact(np.zeros((1, 8, 8, 3), np.uint8), (False,), {}, 2.0)
+    generation = Generation(None, None, None, load_settings({"SANA_PRECISION": precision}), {})  # type: ignore[arg-type]
+    output = generation._output(request, job, artifact, [FILE], {"denoise": 0.01})
+    assert answer_headers(request, output).get("x-sana-precision") == says
+    assert output.batch_images == 2.0

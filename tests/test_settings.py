@@ -55,6 +55,7 @@ def test_values_are_read_from_the_environment() -> None:
         ("SANA_PUBLIC_URL", "images.example.com", "https://"),
         ("SANA_FILE_TTL_SECONDS", "-1", "greater than or equal to 1"),
         ("SANA_NSFW_THRESHOLD", "1.5", "less than or equal to 1"),
+        ("SANA_PRECISION", "int8", "'exact' or 'fp8'"),
         ("SANA_GRAPH_MEMORY_GB", "-1", "greater than or equal to 0"),
         ("SANA_GRAPH_MEMORY_GB", "nan", "finite"),
         ("SANA_EMBED_METADATA", "maybe", "boolean"),

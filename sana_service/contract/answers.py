@@ -6,6 +6,9 @@ from sana_service.contract.billing import BILLING_HEADER, billable_units
 from sana_service.contract.schemas import BaseInput, Output
 from sana_service.contract.sizes import resolve_size
 
+PRECISION_HEADER = "x-sana-precision"
+"""Where an answer's pictures are not as exact as the checkpoint, how they were computed."""
+
 
 def units_of(request: BaseInput) -> int:
     """What a request costs once it is served."""
@@ -18,7 +21,10 @@ def answer_headers(request: BaseInput, output: Output) -> dict[str, str]:
     stages = {stage: f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in output.timings.items()}
     if "denoise" in stages:
         stages["denoise"] += f';desc="batch {output.batch_images:.2f}"'
-    return {
+    headers = {
         BILLING_HEADER: str(units_of(request)),
         "server-timing": ", ".join(stages.values()),
     }
+    if output.precision != "exact":
+        headers[PRECISION_HEADER] = output.precision
+    return headers

@@ -101,6 +101,10 @@ _REPLAYED = _header(
     "The request's key was answered before: this is that answer, drawn and billed then.",
     {"type": "string", "enum": ["true"]},
 ) | {"required": False}
+_PRECISION = _header(
+    "The images are not as exact as the checkpoint: its matrix products were computed like this (`SANA_PRECISION`).",
+    {"type": "string", "enum": ["fp8"]},
+) | {"required": False}
 _IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -147,7 +151,12 @@ def _generation(
         "responses": {
             "200": {
                 "description": "The images, their seed and what the safety model said.",
-                "headers": _common_headers() | {BILLING_HEADER: _BILLABLE_UNITS, "Idempotent-Replayed": _REPLAYED},
+                "headers": {
+                    **_common_headers(),
+                    BILLING_HEADER: _BILLABLE_UNITS,
+                    "Idempotent-Replayed": _REPLAYED,
+                    "X-Sana-Precision": _PRECISION,
+                },
                 "content": {_JSON: {"schema": {"$ref": _REF.format(model=response)}}},
             },
             **_errors(_POST_ERRORS),

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from sana_service.contract.sizes import DEFAULT_SIZE, ImageSize, ImageSizePreset, resolve_size
 from sana_service.contract.styles import StyleName
+from sana_service.models.names import Precision
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_SEED = 2**64 - 1
@@ -149,15 +150,21 @@ class Output(BaseModel):
         examples=[{"queue": 0.001, "text": 0.02, "denoise": 0.31, "decode": 0.05}],
     )
     _batch_images: float = PrivateAttr(1.0)
+    _precision: Precision = PrivateAttr("exact")
 
     @property
     def batch_images(self) -> float:
         """Images that were denoised together, others' too, a mean over this request's steps; not in the body."""
         return self._batch_images
 
-    def denoised_with(self, images: float) -> Self:
-        """The same answer, told how full its batches were."""
-        self._batch_images = images
+    @property
+    def precision(self) -> Precision:
+        """In which the pictures were computed; not in the body."""
+        return self._precision
+
+    def denoised_with(self, images: float, precision: Precision = "exact") -> Self:
+        """The same answer, told how full its batches were, and how exact."""
+        self._batch_images, self._precision = images, precision
         return self
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sana_service.engine.fused.decoder import FusedDecoder
     from sana_service.engine.fused.text import FusedTextEncoder
     from sana_service.models.checkpoint import Models
-    from sana_service.models.names import ModelName
+    from sana_service.models.names import ModelName, Precision
 
 _LOG = logging.getLogger("sana.engine")
 
@@ -33,11 +33,18 @@ DEFAULT_GRAPH_BYTES = 4 * 2**30
 OLDEST_CAPABILITY = (8, 0)
 """Of a GPU that the kernels compile for: Ampere has bfloat16 and Triton's support."""
 
+OLDEST_FP8_CAPABILITY = (8, 9)
+"""Of a GPU with 8-bit matrix products: Ada."""
+
 URGENT = -1
 """Priority of the streams of text and decode; denoising has 0."""
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Scaled latents (n, channels, h, w) to pictures (n, 3, 32 h, 32 w) float32, about -1 to 1."""
+
+
+class UnsupportedPrecision(ValueError):
+    """A device or a checkpoint cannot be run in the precision that was asked for."""
 
 
 class Backend:
@@ -47,9 +54,17 @@ class Backend:
         models: on their device.
         gate: of the device's memory, which captures pass like any other work.
         graph_bytes: what captured graphs may hold of the device's memory; 0 for none, None for a default by its size.
+        precision: of the transformers.
+
+    Raises:
+        UnsupportedPrecision: fp8, and a part of it cannot be had.
     """
 
-    def __init__(self, models: Models, gate: MemoryGate, *, graph_bytes: int | None = None) -> None:
+    def __init__(
+        self, models: Models, gate: MemoryGate, *, graph_bytes: int | None = None, precision: Precision = "exact"
+    ) -> None:
+        if precision == "fp8":
+            require_fp8(models.device)
         self._models = models
         self._gate = gate
         self.text: FusedTextEncoder | None = None
@@ -57,12 +72,14 @@ class Backend:
         self._decoders: dict[int, FusedDecoder] = {}
         self._capturer: Any = None
         if models.device.type == "cuda" and _runs_kernels(models.device):
-            self._fuse(graph_bytes)
+            self._fuse(graph_bytes, precision)
         for name, checkpoint in models.checkpoints.items():
             if name not in self.forwards:
+                if precision != "exact":
+                    raise UnsupportedPrecision(f"{checkpoint.name}: only fused transformers run in {precision}")
                 self.forwards[name] = SanaForward(checkpoint.transformer)
 
-    def _fuse(self, graph_bytes: int | None) -> None:
+    def _fuse(self, graph_bytes: int | None, precision: Precision) -> None:
         """Take the fused way for each module that fits it."""
         from sana_service.engine.fused import decoder, text, transformer
         from sana_service.engine.graphs import Capturer, Pool
@@ -82,7 +99,9 @@ class Backend:
         denoising = new_pool(0)
         for name, checkpoint in models.checkpoints.items():
             if transformer.can_fuse(checkpoint.transformer):
-                self.forwards[name] = transformer.FusedForward(checkpoint.transformer, self._capturer, denoising)
+                self.forwards[name] = transformer.FusedForward(
+                    checkpoint.transformer, self._capturer, denoising, precision=precision
+                )
             else:
                 _LOG.warning("%s: its transformer has no fused form and runs as the library does", checkpoint.name)
         decoding = new_pool(URGENT)
@@ -135,6 +154,21 @@ class Backend:
         """Capture no more."""
         if self._capturer is not None:
             self._capturer.stop()
+
+
+def require_fp8(device: torch.device) -> None:
+    """Nothing, where a device has 8-bit matrix products.
+
+    Raises:
+        UnsupportedPrecision: it has none.
+    """
+    needed = ".".join(map(str, OLDEST_FP8_CAPABILITY))
+    if device.type != "cuda":
+        raise UnsupportedPrecision(f"fp8 needs a GPU of compute capability {needed} or newer, not {device}")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_FP8_CAPABILITY:
+        has = ".".join(map(str, capability))
+        raise UnsupportedPrecision(f"fp8 needs a GPU of compute capability {needed} or newer; {device} has {has}")
 
 
 def _runs_kernels(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from sana_service.engine.stages import Stages
 
 if TYPE_CHECKING:
     from sana_service.models.checkpoint import Models
-    from sana_service.models.names import ModelName
+    from sana_service.models.names import ModelName, Precision
     from sana_service.safety import SafetyModel
 
 
@@ -36,10 +36,12 @@ class Engine:
         max_work: megapixel-steps that may wait.
         graph_bytes: what captured CUDA graphs may hold of each device's memory; 0 for none, None for a default by its
             size. Without effect on a CPU.
+        precision: of the transformers.
         downstream: what artifacts go through afterwards, where that can be congested.
 
     Raises:
         UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
+        UnsupportedPrecision: a device or a checkpoint cannot be run in that precision.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine:
         limits: Limits | None = None,
         downstream: Downstream | None = None,
         graph_bytes: int | None = None,
+        precision: Precision = "exact",
     ) -> None:
         sets = models if isinstance(models, Sequence) else [models]
         safeties = safety if isinstance(safety, Sequence) else [safety] * len(sets)
@@ -69,7 +72,7 @@ class Engine:
         self._loops = [
             DeviceLoop(
                 number,
-                Stages(one, its_safety, nsfw_threshold, graph_bytes=graph_bytes),
+                Stages(one, its_safety, nsfw_threshold, graph_bytes=graph_bytes, precision=precision),
                 self._queue,
                 costs,
                 limits.batch_cells,

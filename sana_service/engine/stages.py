@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sana_service.engine.flight import Flight, Shot
     from sana_service.engine.job import Job
     from sana_service.models.checkpoint import Models
-    from sana_service.models.names import ModelName
+    from sana_service.models.names import ModelName, Precision
     from sana_service.safety import SafetyModel
 
 
@@ -73,19 +73,27 @@ class Stages:
         safety: classifies pictures, or None.
         nsfw_threshold: probability strictly above which a picture is flagged.
         graph_bytes: what captured CUDA graphs may hold of the device's memory; see `Backend`.
+        precision: of the transformers.
 
     Raises:
         UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
+        UnsupportedPrecision: the device or a checkpoint cannot be run in that precision.
     """
 
     def __init__(
-        self, models: Models, safety: SafetyModel | None, nsfw_threshold: float, *, graph_bytes: int | None = None
+        self,
+        models: Models,
+        safety: SafetyModel | None,
+        nsfw_threshold: float,
+        *,
+        graph_bytes: int | None = None,
+        precision: Precision = "exact",
     ) -> None:
         self._models = models
         self._safety = safety
         self._nsfw_threshold = nsfw_threshold
         self.gate = MemoryGate()
-        self._backend = Backend(models, self.gate, graph_bytes=graph_bytes)
+        self._backend = Backend(models, self.gate, graph_bytes=graph_bytes, precision=precision)
         self._prompts = PromptEncoder(models.tokenizer, models.text_encoder, fused=self._backend.text)
         self._denoiser = Denoiser(models, self._backend.forwards)
         self._ahead: _Launched | None = None

@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sana_service import tracing
 from sana_service.contract import fal
+from sana_service.contract.answers import PRECISION_HEADER
 from sana_service.contract.billing import BILLING_HEADER
 from sana_service.contract.idempotency import IDEMPOTENCY_HEADER, REPLAYED_HEADER
 from sana_service.contract.openapi import openapi_document
@@ -55,6 +56,7 @@ _EXPOSED_HEADERS = (
     "Server-Timing",
     "Retry-After",
     REPLAYED_HEADER,
+    PRECISION_HEADER,
     fal.REQUEST_ID_HEADER,
     fal.ERROR_TYPE_HEADER,
 )

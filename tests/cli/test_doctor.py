@@ -44,6 +44,7 @@ def test_a_healthy_machine_has_no_problem_and_no_image_is_left_behind(tmp_path: 
     [
         ({"SANA_MAX_PIXELS": "7"}, "settings", "SANA_MAX_PIXELS='7'"),
         ({"SANA_DEVICES": "cuda:7"}, "device", "cuda:7"),
+        ({"SANA_PRECISION": "fp8"}, "precision", "not cpu"),
         ({"SANA_MODELS": "hub", "SANA_BASE_MODEL": "{tmp}"}, "weights", "{tmp}"),
         ({"SANA_API_KEYS_FILE": "{tmp}/none"}, "keys", "cannot be read"),
         ({"SANA_STORAGE_URL": "file://{tmp}/file/below"}, "storage", "Not a directory"),

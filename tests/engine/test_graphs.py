@@ -12,7 +12,8 @@ import torch
 
 from sana_service import runtime
 from sana_service.engine import graphs, stages
-from sana_service.engine.backend import Backend
+from sana_service.engine.backend import Backend, UnsupportedPrecision
+from sana_service.engine.engine import Engine
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.graphs import GraphSet
 from sana_service.images import Encoder
@@ -160,9 +161,9 @@ def test_the_budget_reaches_every_device(
     seen: list[int | None] = []
 
     class Recorder(Backend):
-        def __init__(self, models: Models, gate: MemoryGate, *, graph_bytes: int | None = None) -> None:
+        def __init__(self, models: Models, gate: MemoryGate, *, graph_bytes: int | None, **options: Any) -> None:
             seen.append(graph_bytes)
-            super().__init__(models, gate, graph_bytes=graph_bytes)
+            super().__init__(models, gate, graph_bytes=graph_bytes, **options)
 
     monkeypatch.setattr(stages, "Backend", Recorder)
     monkeypatch.setattr(runtime, "load_models", lambda *_: models)
@@ -175,3 +176,8 @@ def test_the_budget_reaches_every_device(
     finally:
         encoder.close()
     assert seen == [graph_bytes, graph_bytes]
+
+
+def test_8_bits_need_a_device_that_has_them(models: Models) -> None:
+    with pytest.raises(UnsupportedPrecision, match=r"8\.9 or newer, not cpu"):
+        Engine(models, safety=None, nsfw_threshold=0.5, max_queue=1, precision="fp8")

@@ -14,12 +14,14 @@ import torch
 from torch.nn import functional
 
 from sana_service.engine.fused.packing import packed
+from sana_service.engine.fused.products import product
 from sana_service.engine.graphs import Capturer, GraphSet, Pool
 from sana_service.engine.kernels.attention import Layout, QkNorm, cross_attention, linear_attention
 from sana_service.engine.kernels.convolutions import depthwise_glu
 from sana_service.engine.kernels.norms import Modulated, add_modulate, rms_norm
 from sana_service.engine.text import MAX_TOKENS
 from sana_service.engine.transformer import Context, ContextBatch, SanaForward
+from sana_service.models.names import Precision
 
 # A block's table: shift, scale and gate of the self-attention, then of the feed-forward.
 _SHIFT1, _SCALE1, _GATE1, _SHIFT2, _SCALE2, _GATE2 = range(6)
@@ -43,10 +45,10 @@ def can_fuse(transformer: Any) -> bool:
 class _Layer:
     """One block's weights as the kernels want them."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, precision: Precision) -> None:
         attn, cross, ff = block.attn1, block.attn2, block.ff
         self.table = block.scale_shift_table.data
-        self.qkv, self.qkv_bias = packed([attn.to_q, attn.to_k, attn.to_v])
+        self.qkv = product(*packed([attn.to_q, attn.to_k, attn.to_v]), precision)
         width = attn.to_q.weight.shape[0]
         dim = width // attn.heads
         self.layout = Layout(attn.heads, dim, dim, width, 2 * width)
@@ -57,10 +59,10 @@ class _Layer:
         self.cross_q, self.cross_out, self.cross_heads, self.cross_norm = (
             cross.to_q, cross.to_out[0], cross.heads, cross.norm_q,
         )  # fmt: skip
-        self.inverted = ff.conv_inverted.weight.data.flatten(1), ff.conv_inverted.bias
+        self.inverted = product(ff.conv_inverted.weight.data.flatten(1), ff.conv_inverted.bias, precision)
         depth = ff.conv_depth
         self.depth = depth.weight.data.flatten(1).t().float().contiguous(), depth.bias.data.float()
-        self.point = ff.conv_point.weight.data.flatten(1)
+        self.point = product(ff.conv_point.weight.data.flatten(1), None, precision)
         self.eps = block.norm1.eps, block.norm2.eps
 
 
@@ -71,11 +73,19 @@ class FusedForward(SanaForward):
         transformer: a stock module on its device, for which `can_fuse` holds.
         capturer: of the device; None to launch each kernel by itself.
         pool: of the graphs, shared with the other checkpoint's.
+        precision: of the products that take most of the time: queries, keys and values, and the feed-forward.
     """
 
-    def __init__(self, transformer: Any, capturer: Capturer | None = None, pool: Pool | None = None) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        capturer: Capturer | None = None,
+        pool: Pool | None = None,
+        *,
+        precision: Precision = "exact",
+    ) -> None:
         super().__init__(transformer)
-        self._layers = [_Layer(block) for block in self._blocks]
+        self._layers = [_Layer(block, precision) for block in self._blocks]
         self._width = transformer.proj_out.in_features
         self._context_weight, self._context_bias = packed(
             [layer for block in self._blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
@@ -176,9 +186,7 @@ class FusedForward(SanaForward):
         last = Modulated(module.scale_shift_table.data, embedded[:, None].expand(-1, 2, -1).contiguous())
         for number, (layer, place) in enumerate(zip(self._layers, places, strict=True)):
             assert normed is not None
-            attended = linear_attention(
-                functional.linear(normed, layer.qkv, layer.qkv_bias), layer.layout, layer.qk_norm
-            )
+            attended = linear_attention(layer.qkv(normed), layer.layout, layer.qk_norm)
             x, _ = add_modulate(x, layer.attn_out(attended), (place, _GATE1), None, 0.0)
             query = layer.cross_q(x)
             if layer.cross_norm is not None:
@@ -187,8 +195,7 @@ class FusedForward(SanaForward):
             seen = cross_attention(query, keys[number], values[number], lengths, layer.cross_heads)
             x, normed = add_modulate(x, layer.cross_out(seen), None, (place, _SHIFT2, _SCALE2), layer.eps[1])
             assert normed is not None
-            hidden = functional.linear(normed, *layer.inverted)
-            hidden = functional.linear(depthwise_glu(hidden, *layer.depth, *grid), layer.point)
+            hidden = layer.point(depthwise_glu(layer.inverted(normed), *layer.depth, *grid))
             if number + 1 < len(places):
                 following = (places[number + 1], _SHIFT1, _SCALE1)
                 x, normed = add_modulate(x, hidden, (place, _GATE2), following, self._layers[number + 1].eps[0])

@@ -13,6 +13,7 @@ from tests.engine.kernels import DEVICE, ROUNDING, distance
 
 decoder = pytest.importorskip("sana_service.engine.fused.decoder")
 text = pytest.importorskip("sana_service.engine.fused.text")
+products = pytest.importorskip("sana_service.engine.fused.products")
 transformer = pytest.importorskip("sana_service.engine.fused.transformer")
 
 # SiLU of large negative numbers: a GPU takes the exponential for infinity without a word, numpy warns.
@@ -61,6 +62,38 @@ def test_transformer(layout: str):
     again = SanaForward(module)
     contexts = again.stack([again.context(state) for state in states])
     assert torch.equal(again.forward(latents, timesteps, guidance, contexts), results[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transformer_in_8_bits(layout: str):
+    module = filled(tiny_transformer(**LAYOUTS[layout]), 0.3).to(torch.bfloat16)
+    states = [torch.randn(tokens, 20, device=DEVICE, dtype=torch.bfloat16) for tokens in (3, 7)]
+    latents = torch.randn(2, 4, 4, 6, device=DEVICE, dtype=torch.bfloat16)
+    timesteps = torch.tensor([900.0, 20.0], device=DEVICE)
+    guidance = torch.tensor([4.0, 2.0], device=DEVICE) if module.config.guidance_embeds else None
+    results = []
+    for precision in ("exact", "fp8"):
+        forward = transformer.FusedForward(module, precision=precision)
+        contexts = forward.stack([forward.context(state) for state in states])
+        results.append(forward.forward(latents, timesteps, guidance, contexts))
+    # The interpreter rounds some numbers to half of what they are (tests/engine/kernels/test_quantize.py).
+    assert 1e-3 < distance(results[1], results[0]) < 0.2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_product_of_numbers_that_8_bits_hold(bias: bool):
+    torch.manual_seed(0)
+    x = torch.randint(-14, 15, (2, 3, 32), device=DEVICE).bfloat16()
+    weight = torch.randint(-14, 15, (48, 32), device=DEVICE).bfloat16()
+    x[..., 0] = weight[:, 0] = 14
+    added = torch.randn(48, device=DEVICE, dtype=torch.bfloat16) if bias else None
+    exact, coarse = (products.product(weight, added, precision) for precision in ("exact", "fp8"))
+    assert isinstance(coarse, products.Fp8Product)
+    assert distance(coarse(x), exact(x)) < 1e-2
+    narrow = products.product(weight[:, :20], added, "fp8")
+    assert not isinstance(narrow, products.Fp8Product), "20 is no multiple of 16"
 
 
 @pytest.mark.parametrize("options", [{"qk_norm": "rms_norm"}, {"norm_elementwise_affine": True}])
