@@ -122,8 +122,8 @@ bench-engine: $(VENV)/dev ## compare the engine with the stock pipelines on this
 	$(BIN)/python -m tests.performance.engine
 
 .PHONY: bench-gpu
-bench-gpu: $(VENV)/dev ## compare the engine with the stock pipelines on this GPU, full size
-	$(BIN)/python -m tests.performance.engine_gpu
+bench-gpu: $(VENV)/dev ## compare the engine with the stock pipelines on this GPU; again until nothing is left
+	$(BIN)/python -m tests.performance.gpu
 
 .PHONY: bench-load-gpu
 bench-load-gpu: $(VENV)/dev ## measure the full size on this GPU; again until nothing is left

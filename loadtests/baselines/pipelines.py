@@ -1,8 +1,9 @@
 """The stock diffusers pipelines, with the bundled pair, checkpoints, or the full size with random weights.
 
 `BASELINE_MODELS` is `bundled` (the default), `random`, or two folders or repositories by a comma.
-`BASELINE_DEVICE` is `cuda` where there is one, else `cpu`. Nothing is tuned: what is measured is what a
-user gets who follows the pipelines' own documentation.
+`BASELINE_DEVICE` is `cuda` where there is one, else `cpu`. `BASELINE_SAFETY` is a folder in the layout of
+Falconsai/nsfw_image_detection; without it pictures are classified by Yahoo's open_nsfw. Nothing is tuned: what is
+measured is what a user gets who follows the pipelines' own documentation.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _PACKAGE = Path(__file__).resolve().parents[2] / "sana_service" / "models" / "bundled"
 NSFW_THRESHOLD = 0.5
@@ -67,7 +68,44 @@ def _random(device: str, dtype: Any) -> tuple[Any, Any]:
     )
 
 
-class Safety:
+class Safety(Protocol):
+    """Says which finished pictures are not safe for work."""
+
+    def flags(self, pictures: list[Any]) -> list[bool]:
+        """One a picture."""
+
+
+def load_safety() -> Safety:
+    """What `BASELINE_SAFETY` names."""
+    folder = os.environ.get("BASELINE_SAFETY")
+    return OpenNsfw() if folder is None else Vit(folder)
+
+
+class Vit:
+    """A vision transformer in float32 on the CPU, one picture at a time, as fal's toolkit has it."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import ViTForImageClassification
+        from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+        self._processor: Any = ViTImageProcessorPil.from_pretrained(folder)
+        self._model: Any = ViTForImageClassification.from_pretrained(folder)
+        self._label = self._model.config.label2id["nsfw"]
+
+    def flags(self, pictures: list[Any]) -> list[bool]:
+        """One a picture."""
+        import torch
+
+        found = []
+        for picture in pictures:
+            inputs = self._processor(images=picture, return_tensors="pt")
+            with torch.no_grad():
+                probabilities = self._model(**inputs).logits.softmax(-1)[0]
+            found.append(bool(probabilities[self._label] > NSFW_THRESHOLD))
+        return found
+
+
+class OpenNsfw:
     """Yahoo's open_nsfw on each finished picture, on the CPU."""
 
     def __init__(self) -> None:

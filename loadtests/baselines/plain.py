@@ -31,7 +31,7 @@ class Plain:
 
     def __init__(self) -> None:
         self._pipes, self._device = pipelines.load()
-        self._safety = pipelines.Safety()
+        self._safety = pipelines.load_safety()
 
     @bentoml.api(route="/generate")
     def generate(

@@ -31,7 +31,7 @@ _STEPS = {"base": 18, "sprint": 2}
 @asynccontextmanager
 async def _setup(app: Starlette) -> AsyncIterator[None]:
     app.state.pipes, app.state.device = pipelines.load()
-    app.state.safety = pipelines.Safety()
+    app.state.safety = pipelines.load_safety()
     yield
 
 

@@ -39,7 +39,7 @@ def random_models(
     generator = torch.Generator(device).manual_seed(seed)
 
     def fill(module: Any) -> Any:
-        _materialise(module, device, dtype, generator)
+        materialise(module, device, dtype, generator)
         return module.to(device).eval().requires_grad_(False)
 
     library: Any = diffusers
@@ -89,8 +89,8 @@ def random_tokenizer() -> Tokenizer:
     )
 
 
-def _materialise(module: nn.Module, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
-    """Give every parameter its place and its values; buffers are real already."""
+def materialise(module: nn.Module, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Give every parameter of a module without data its place and its values; buffers are real already."""
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             values = torch.empty(parameter.shape, dtype=dtype, device=device)

@@ -1,0 +1,92 @@
+"""The bundled pair by this engine on a GPU, exact (bfloat16) and with fp8, beside the stock pipelines in float32.
+
+The held-out prompts and the scorer of the training; a picture's difference is that of the same prompt and seed from the
+stock pipeline's, as a mean over pixels, of 255.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, get_args
+
+import diffusers
+import numpy as np
+import torch
+
+from sana_service.engine.engine import Engine
+from sana_service.engine.job import Job
+from sana_service.models.bundled import base_folder, sprint_folder
+from sana_service.models.bundled.training import draw
+from sana_service.models.bundled.training.evaluate import shares
+from sana_service.models.bundled.training.pixels import score
+from sana_service.models.load import load_models
+from sana_service.models.names import Precision
+from tests.performance.gpu.bench import STEPS, Results, run_part
+
+CASES = 300
+GUIDANCE = 5.0
+
+
+def job(model: Any, case: draw.Case) -> Job:
+    """A held-out prompt at the sizes and steps of its score."""
+    return Job(
+        model, case.prompt, "", case.width, case.height, STEPS[model], GUIDANCE, (case.seed,),
+        check_safety=False, deadline=time.monotonic() + 600,
+    )  # fmt: skip
+
+
+def measure(results: Results) -> None:
+    """Draw all prompts three times with each model."""
+    cases = draw.held_out_cases(CASES)
+    pipelines = _stock()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for model, steps in STEPS.items():
+            stock = [_stock_picture(pipelines[model], case, steps) for case in cases]
+            scores = list(pool.map(score, stock, [case.scene for case in cases]))
+            results.note(f"{model}: stock, float32", {"right": shares(scores)})
+            for precision in get_args(Precision):
+                pictures = _drawn(model, cases, precision)
+                scores = list(pool.map(score, pictures, [case.scene for case in cases]))
+                apart = [draw.mean_difference(one, other) for one, other in zip(pictures, stock, strict=True)]
+                found = {"right": shares(scores), "difference": float(np.mean(apart)), "most": float(np.max(apart))}
+                results.note(f"{model}: this engine, {precision}", found)
+
+
+def _stock() -> dict[str, Any]:
+    """The library's own pipelines, in float32."""
+    library: Any = diffusers
+    base = library.SanaPipeline.from_pretrained(base_folder(), dtype=torch.float32, use_safetensors=True)
+    shared = {name: getattr(base, name) for name in ("tokenizer", "text_encoder", "vae")}
+    sprint = library.SanaSprintPipeline.from_pretrained(sprint_folder(), dtype=torch.float32, **shared)
+    for pipeline in (base, sprint):
+        pipeline.to("cuda").set_progress_bar_config(disable=True)
+    return {"base": base, "sprint": sprint}
+
+
+def _stock_picture(pipeline: Any, case: draw.Case, steps: int) -> np.ndarray:
+    generator = torch.Generator("cuda").manual_seed(case.seed)  # the engine's noise is its device's
+    image = pipeline(
+        case.prompt, width=case.width, height=case.height, num_inference_steps=steps, guidance_scale=GUIDANCE,
+        generator=generator, output_type="np",
+    ).images[0]  # fmt: skip
+    pixels: np.ndarray = (image * 255).round().astype(np.uint8)
+    return pixels
+
+
+def _drawn(model: str, cases: list[draw.Case], precision: Precision) -> list[np.ndarray]:
+    models = load_models("bundled", "", "", None, None, "cuda:0", progress=False)
+    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=len(cases), precision=precision)
+    engine.start()
+    futures = [engine.submit(job(model, case)) for case in cases]
+    pictures = [future.result().pixels[0] for future in futures]
+    engine.stop()
+    del engine, models
+    torch.cuda.empty_cache()
+    return pictures
+
+
+if __name__ == "__main__":
+    run_part(measure)
