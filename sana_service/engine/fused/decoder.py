@@ -17,7 +17,13 @@ from torch.nn import functional
 from sana_service.engine.fused.packing import packed
 from sana_service.engine.graphs import Capturer, GraphSet, Pool
 from sana_service.engine.kernels.attention import Layout, linear_attention
-from sana_service.engine.kernels.convolutions import bias_silu_, depthwise_glu, depthwise_grouped, join_phases
+from sana_service.engine.kernels.convolutions import (
+    ToPlanes,
+    bias_silu_,
+    depthwise_glu,
+    depthwise_grouped,
+    join_phases,
+)
 from sana_service.engine.kernels.norms import rms_norm
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -39,6 +45,8 @@ class FusedDecoder:
         decoder = vae.decoder
         self._decoder = decoder
         self._layers = [fused(layer) for block in reversed(decoder.up_blocks) for layer in block]
+        last = decoder.conv_out
+        self._to_planes = ToPlanes(last.weight.data, last.bias) if ToPlanes.fits(last) else None
         self._graphs = (
             GraphSet(self._run, capturer, pool, most=8) if capturer is not None and pool is not None else None
         )
@@ -72,6 +80,8 @@ class FusedDecoder:
         norm = decoder.norm_out
         relu = isinstance(decoder.conv_act, torch.nn.ReLU)
         x = rms_norm(x.view(-1, x.shape[3]), norm.weight, norm.bias, norm.eps, relu=relu).view_as(x)
+        if relu and self._to_planes is not None:
+            return self._to_planes(x)
         picture = x.permute(0, 3, 1, 2)
         if not relu:
             picture = decoder.conv_act(picture)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from sana_service.engine.kernels.quantize import quantize_rows
+from sana_service.engine.kernels.quantize import LARGEST, SMALLEST_SCALE, quantize_rows
 from sana_service.models.names import Precision
 
 _MULTIPLE = 16
@@ -33,8 +33,9 @@ class Fp8Product(Product):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
-        codes, scales = quantize_rows(weight.contiguous())
-        self._codes, self._scales = codes.t(), scales.t()
+        wide = weight.float()
+        scales = (wide.abs().amax(1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
+        self._codes, self._scales = (wide / scales).to(torch.float8_e4m3fn).t(), scales.t()
         self._narrow_bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,7 +45,7 @@ class Fp8Product(Product):
             codes, self._codes, scale_a=scales, scale_b=self._scales, bias=self._narrow_bias,
             out_dtype=torch.bfloat16, use_fast_accum=True,
         )  # fmt: skip
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision) -> Product:

@@ -269,3 +269,70 @@ def join_phases(phases: torch.Tensor, bias: torch.Tensor, coarse: torch.Tensor) 
         FINE=channels, COARSE=wide, REPEATS=channels * 4 // wide, BLOCK=block, TILE=tile, num_warps=4,
     )  # fmt: skip
     return fine
+
+
+_PLANES = 16
+"""Width that a matrix product of Triton has at least."""
+
+
+@triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator, unused-ignore]
+def _to_planes(  # type: ignore[no-untyped-def]
+    x, weight, bias, out, height, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,
+    PLANES: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(1)
+    row = (line // height).to(tl.int64)
+    line = line % height
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    channel = tl.arange(0, BLOCK)
+    plane = tl.arange(0, MOST)
+    total = tl.zeros((TILE, MOST), tl.float32)
+    for tap in tl.static_range(9):
+        near, at = line + tap // 3 - 1, column + tap % 3 - 1
+        inside = (near >= 0) & (near < height) & (at >= 0) & (at < width)
+        source = ((row * height + near) * width + at)[:, None] * CHANNELS + channel[None, :]
+        value = tl.load(x + source, mask=inside[:, None] & (channel < CHANNELS)[None, :], other=0.0)
+        taps = tl.load(weight + (tap * BLOCK + channel[:, None]) * MOST + plane[None, :])
+        total += tl.dot(value, taps, input_precision="ieee")
+    total += tl.load(bias + plane)[None, :]
+    target = ((row * PLANES + plane[None, :]) * height + line) * width + column[:, None]
+    tl.store(out + target, total, mask=(column < width)[:, None] & (plane < PLANES)[None, :])
+
+
+class ToPlanes:
+    """A 3x3 convolution to a few channels, such as a picture's three, in float32 and each channel by itself.
+
+    Args:
+        weight: (planes, channels, 3, 3), at most 16 planes.
+        bias: (planes,) or None.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.planes, self.channels = weight.shape[:2]
+        self._block = max(16, triton.next_power_of_2(self.channels))
+        self._weight = weight.new_zeros(9, self._block, _PLANES)
+        self._weight[:, : self.channels, : self.planes] = weight.flatten(2).permute(2, 1, 0)
+        self._bias = torch.zeros(_PLANES, dtype=torch.float32, device=weight.device)
+        if bias is not None:
+            self._bias[: self.planes] = bias
+
+    @staticmethod
+    def fits(layer: torch.nn.Module) -> bool:
+        """Whether a layer is such a convolution."""
+        return (
+            type(layer) is torch.nn.Conv2d
+            and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+            and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+            and layer.out_channels <= _PLANES
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, height, width, channels), contiguous, to (rows, planes, height, width); sums are not rounded."""
+        rows, height, width, _ = x.shape
+        out = torch.empty(rows, self.planes, height, width, dtype=torch.float32, device=x.device)
+        tile = 128
+        _to_planes[(triton.cdiv(width, tile), rows * height)](
+            x, self._weight, self._bias, out, height, width,
+            CHANNELS=self.channels, BLOCK=self._block, MOST=_PLANES, PLANES=self.planes, TILE=tile, num_warps=4,
+        )  # fmt: skip
+        return out

@@ -9,7 +9,7 @@ import triton.language as tl  # type: ignore[import-not-found, import-untyped, u
 LARGEST = 448.0
 """Of the codes' format, e4m3 without infinities (arXiv 2209.05433, table 1)."""
 
-_SMALLEST_SCALE = 1e-12
+SMALLEST_SCALE = 1e-12
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -43,7 +43,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
     _quantize_rows[(rows,)](
-        x, codes, scales, WIDTH=width, BLOCK=block, LARGEST=LARGEST, SMALLEST=_SMALLEST_SCALE,
+        x, codes, scales, WIDTH=width, BLOCK=block, LARGEST=LARGEST, SMALLEST=SMALLEST_SCALE,
         num_warps=8 if block > 2048 else 4,
     )  # fmt: skip
     return codes, scales

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.engine.kernels import ROUNDING, distance, normal
+from tests.engine.kernels import DEVICE, ROUNDING, distance, normal
 
 convolutions = pytest.importorskip("sana_service.engine.kernels.convolutions")
 
@@ -86,3 +86,21 @@ def test_phases_make_a_picture_with_its_shortcut(height: int, width: int):
             window = phases[:, below : below + height, right : right + width].unflatten(3, (4, channels))
             expected[:, below::2, right::2] += window[:, :, :, 2 * below + right]
     assert distance(convolutions.join_phases(phases, bias, coarse), expected) < ROUNDING
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((2, 3, 5), 12), ((1, 2, 130), 16)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_to_planes(shape: tuple[int, int, int], channels: int, bias: bool):
+    torch.manual_seed(4)
+    layer = torch.nn.Conv2d(channels, 3, 3, padding=1, bias=bias).to(DEVICE).requires_grad_(False)
+    assert convolutions.ToPlanes.fits(layer)
+    x = normal(*shape, channels)
+    expected = layer(x.permute(0, 3, 1, 2))
+    assert distance(convolutions.ToPlanes(layer.weight.data, layer.bias)(x), expected) < ROUNDING
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 0}, {"dilation": 2}, {"kernel_size": 5}, {"groups": 2}])
+def test_other_convolutions_do_not_go_to_planes(options: dict[str, Any]):
+    options = {"kernel_size": 3, "padding": 1, **options}
+    assert not convolutions.ToPlanes.fits(torch.nn.Conv2d(4, 2, **options))
+    assert not convolutions.ToPlanes.fits(torch.nn.Conv2d(4, 17, 3, padding=1))

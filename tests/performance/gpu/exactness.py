@@ -71,8 +71,8 @@ class Exactness:
         self.capturer = Capturer(self.device, 8 * 2**30, MemoryGate())
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """Standard normal numbers in bfloat16."""
-        return torch.randn(shape, generator=self.generator, device=self.device, dtype=torch.bfloat16)
+        """Standard normal numbers."""
+        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.models.dtype)
 
     def text(self) -> list[torch.Tensor]:
         """Compare Gemma behind its instruction; states of two prompts."""
@@ -139,11 +139,11 @@ class Exactness:
         rows, config, seed = len(states), module.config, int(time)
         generator = torch.Generator(self.device).manual_seed(seed)
         shape = (rows, config.in_channels, *side)
-        latents = torch.randn(shape, generator=generator, device=self.device, dtype=torch.bfloat16)
+        latents = torch.randn(shape, generator=generator, device=self.device, dtype=module.dtype)
         scaled = time / 1000 if config.guidance_embeds else time  # sprint counts its time in radians
         timesteps = torch.full((rows,), scaled, device=self.device)
         guidance = torch.full((rows,), 4.5, device=self.device) if config.guidance_embeds else None
-        padded = torch.zeros(rows, 300, config.caption_channels, device=self.device, dtype=torch.bfloat16)
+        padded = torch.zeros(rows, 300, config.caption_channels, device=self.device, dtype=module.dtype)
         mask = torch.zeros(rows, 300, dtype=torch.int64, device=self.device)
         for row, state in enumerate(states):
             padded[row, : len(state)] = state
