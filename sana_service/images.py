@@ -1,7 +1,7 @@
 """Pixels to the bytes of a picture file, and those to a data URI.
 
-JPEG at quality 95 (Pillow's 4:2:0 subsampling) and PNG at compression level 1, as the reference writes them, the latter
-by a faster library. Invariant: `encode` is a pure function of its arguments, so the same pixels and metadata give the
+JPEG at quality 95 (Pillow's 4:2:0 subsampling) and PNG at compression level 1, as the reference writes them, both by
+faster libraries. Invariant: `encode` is a pure function of its arguments, so the same pixels and metadata give the
 same bytes on every thread.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sana_service import metadata as file_metadata
+from sana_service.jpeg import COMMENT, EXIF, write_jpeg, xmp_segment
 from sana_service.metadata import ImageMetadata
 from sana_service.png import write_png
 from sana_service.provenance import XMP
@@ -62,6 +62,7 @@ def encode(
     output_format: OutputFormat,
     metadata: ImageMetadata | None,
     jpeg_quality: int | None = None,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> EncodedImage:
     """One picture's file.
 
@@ -70,6 +71,7 @@ def encode(
         output_format: "jpeg" or "png".
         metadata: what the file says about its making; None says that a model made it and nothing else.
         jpeg_quality: 1 to 100, of a JPEG; `JPEG_QUALITY` by default.
+        each: `map`, or that of an executor, which encodes parts of a large JPEG side by side.
 
     Raises:
         ValueError: the pixels have another shape or type.
@@ -77,7 +79,7 @@ def encode(
     if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels must be (height, width, 3) uint8, not {pixels.shape} {pixels.dtype}")
     height, width = pixels.shape[:2]
-    data = _png(pixels, metadata) if output_format == "png" else _jpeg(pixels, metadata, jpeg_quality)
+    data = _png(pixels, metadata) if output_format == "png" else _jpeg(pixels, metadata, jpeg_quality, each)
     return EncodedImage(data, f"image/{output_format}", _EXTENSIONS[output_format], width, height)
 
 
@@ -100,6 +102,8 @@ class Encoder:
         self._signer = signer
         self._workers = workers or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="encode")
+        # Apart, since threads of the pool wait for strips.
+        self._strips = ThreadPoolExecutor(self._workers, thread_name_prefix="encode-strip")
         self._lock = threading.Lock()
         self._images = 0
         self._pixels: Counter[OutputFormat] = Counter()
@@ -158,7 +162,7 @@ class Encoder:
     ) -> EncodedImage:
         """On a thread of the pool: encode, and learn how long it takes."""
         started = time.perf_counter()
-        image = encode(pixels, output_format, metadata, jpeg_quality)
+        image = encode(pixels, output_format, metadata, jpeg_quality, self._strips.map)
         if self._signer is not None:
             image = replace(image, data=self._signer.sign(image.data, image.content_type))
         rate = (time.perf_counter() - started) / (image.width * image.height)
@@ -175,6 +179,7 @@ class Encoder:
     def close(self) -> None:
         """Wait for what runs; what has not begun is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._strips.shutdown()
 
 
 def _png(pixels: np.ndarray, metadata: ImageMetadata | None) -> bytes:
@@ -182,12 +187,14 @@ def _png(pixels: np.ndarray, metadata: ImageMetadata | None) -> bytes:
     return write_png(pixels, [(kind, data) for kind, data, *_ in chunks])
 
 
-def _jpeg(pixels: np.ndarray, metadata: ImageMetadata | None, quality: int | None) -> bytes:
-    from PIL import Image
-
-    told: dict[str, bytes] = {"xmp": XMP}
+def _jpeg(
+    pixels: np.ndarray,
+    metadata: ImageMetadata | None,
+    quality: int | None,
+    each: Callable[..., Iterable[Any]],
+) -> bytes:
+    segments = [xmp_segment(XMP)]
     if metadata is not None:
-        told |= {"exif": file_metadata.jpeg_exif(metadata), "comment": file_metadata.jpeg_comment(metadata)}
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "jpeg", quality=JPEG_QUALITY if quality is None else quality, **told)
-    return file.getvalue()
+        segments.insert(0, (EXIF, file_metadata.jpeg_exif(metadata)))
+        segments.append((COMMENT, file_metadata.jpeg_comment(metadata)))
+    return write_jpeg(pixels, JPEG_QUALITY if quality is None else quality, segments, each)

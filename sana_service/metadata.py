@@ -126,7 +126,7 @@ def png_info(metadata: ImageMetadata | None) -> PngInfo:
 
 
 def jpeg_exif(metadata: ImageMetadata) -> bytes:
-    """The EXIF block of a JPEG, for Pillow's `exif`: Software and UserComment.
+    """The EXIF segment of a JPEG: Software and UserComment.
 
     Big-endian, because piexif, which A1111 reads with, takes UserComment as big-endian UTF-16
     whatever the header says. Built here, because Pillow writes UserComment as BYTE, where EXIF 2.32
@@ -147,7 +147,7 @@ def jpeg_exif(metadata: ImageMetadata) -> bytes:
 
 
 def jpeg_comment(metadata: ImageMetadata) -> bytes:
-    """The comment segment of a JPEG, for Pillow's `comment`: the JSON in UTF-8."""
+    """The comment segment of a JPEG: the JSON in UTF-8."""
     return _to_json(_fitted(metadata, _SEGMENT_BYTES, lambda told: len(_to_json(told).encode()))).encode()
 
 

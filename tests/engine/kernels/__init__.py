@@ -6,6 +6,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 ROUNDING = 1e-5
 
+torch.backends.cudnn.allow_tf32 = False  # the stock convolutions' float32 is to be float32
+
 
 def distance(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2 distance."""

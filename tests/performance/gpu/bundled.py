@@ -1,11 +1,13 @@
 """The bundled pair by this engine on a GPU, exact (bfloat16) and with fp8, beside the stock pipelines in float32.
 
 The held-out prompts and the scorer of the training; a picture's difference is that of the same prompt and seed from the
-stock pipeline's, as a mean over pixels, of 255.
+stock pipeline's, as a mean over pixels, of 255. And the decoder alone, on latents that the model ends with: this
+engine's in bfloat16 against the stock one in bfloat16, and both against float32.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from sana_service.engine.engine import Engine
+from sana_service.engine.fused.decoder import FusedDecoder
 from sana_service.engine.job import Job
 from sana_service.models.bundled import base_folder, sprint_folder
 from sana_service.models.bundled.training import draw
@@ -42,6 +45,7 @@ def measure(results: Results) -> None:
     """Draw all prompts three times with each model."""
     cases = draw.held_out_cases(CASES)
     pipelines = _stock()
+    results.note("decoder, of 255", _decoders(pipelines["base"], cases[:12]))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for model, steps in STEPS.items():
             stock = [_stock_picture(pipelines[model], case, steps) for case in cases]
@@ -64,6 +68,33 @@ def _stock() -> dict[str, Any]:
     for pipeline in (base, sprint):
         pipeline.to("cuda").set_progress_bar_config(disable=True)
     return {"base": base, "sprint": sprint}
+
+
+@torch.inference_mode()
+def _decoders(pipeline: Any, cases: list[draw.Case]) -> dict[str, float]:
+    """Decode final latents three ways: how far they are apart, of 255 as pixels are, at most."""
+    latents = [
+        pipeline(
+            case.prompt, width=case.width, height=case.height, num_inference_steps=STEPS["base"],
+            guidance_scale=GUIDANCE, generator=torch.Generator("cuda").manual_seed(case.seed), output_type="latent",
+        ).images.float() / pipeline.vae.config.scaling_factor
+        for case in cases
+    ]  # fmt: skip
+    stock = copy.deepcopy(pipeline.vae).bfloat16()
+    exact = [pipeline.vae.decode(one, return_dict=False)[0] for one in latents]
+    theirs = [stock.decode(one.bfloat16(), return_dict=False)[0].float() for one in latents]
+    fused = FusedDecoder(stock)
+    ours = [fused(one.bfloat16()).float() for one in latents]
+
+    def most(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+        pixels = zip(one, other, strict=True)
+        return max(float((a.clamp(-1, 1) - b.clamp(-1, 1)).abs().max()) * 255 / 2 for a, b in pixels)
+
+    error = torch.cat([(a - b).flatten() for a, b in zip(ours, theirs, strict=True)])
+    return {
+        "ours to stock": most(ours, theirs), "stock to float32": most(theirs, exact),
+        "ours to float32": most(ours, exact), "decibel": float(-10 * torch.log10((error / 2).square().mean())),
+    }  # fmt: skip
 
 
 def _stock_picture(pipeline: Any, case: draw.Case, steps: int) -> np.ndarray:

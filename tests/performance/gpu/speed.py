@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,19 @@ def busy_share(spans: list[tuple[int, int]]) -> float:
             covered += until - max(start, reached)
             reached = until
     return covered / (end - begin)
+
+
+def gaps(spans: list[tuple[int, int, str]]) -> dict[str, float]:
+    """Milliseconds in which nothing ran, by the names of what ran before and after; the five that cost most."""
+    lost: Counter[str] = Counter()
+    spans = sorted(spans)
+    reached, last = spans[0][1], spans[0][2]
+    for start, stop, name in spans:
+        if start > reached:
+            lost[f"{last[:60]} > {name[:60]}"] += start - reached
+        if stop > reached:
+            reached, last = stop, name
+    return {between: nanoseconds / 1e6 for between, nanoseconds in lost.most_common(5)}
 
 
 class Speed:
@@ -110,11 +124,14 @@ class Speed:
             torch.cuda.synchronize()
         events: Any = watched.profiler.kineto_results.events()
         spans = [
-            (event.start_ns(), event.start_ns() + event.duration_ns())
+            (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
             for event in events
             if str(event.device_type()).endswith("CUDA") and event.duration_ns() > 0
         ]
-        found = {"share": busy_share(spans), "kernels": len(spans), "images_per_second": count / seconds}
+        found = {
+            "share": busy_share([(start, stop) for start, stop, _ in spans]), "kernels": len(spans),
+            "images_per_second": count / seconds, "idle_ms": gaps(spans),
+        }  # fmt: skip
         self.results.note(f"{model} {size[0]}x{size[1]} busy", found)
 
     def beside(self) -> None:
