@@ -35,7 +35,7 @@ def decode(
         images: (n, 3, 32 h, 32 w) float32.
 
     Raises:
-        NotFinite: the decoder gave NaN or infinity.
+        NotFinite: latents or pixels are NaN or infinite.
     """
     scaled = latents.to(vae.dtype) / vae.config.scaling_factor
     if tiled:
@@ -43,8 +43,9 @@ def decode(
         images: torch.Tensor = vae.tiled_decode(scaled, return_dict=False)[0].float()
     else:
         images = vae.decode(scaled, return_dict=False)[0].float() if decoder is None else decoder(scaled)
-    require_finite(images, "pixels")
-    return (images * 0.5 + 0.5).clamp_(0, 1)
+    shown = (images * 0.5 + 0.5).clamp_(0, 1)
+    require_finite(latents=latents, pixels=images)  # at the end, since it waits for the device
+    return shown
 
 
 def _set_tile(vae: AutoencoderDC) -> None:
@@ -53,10 +54,12 @@ def _set_tile(vae: AutoencoderDC) -> None:
     vae.tile_sample_stride_height = vae.tile_sample_stride_width = TILE_PIXELS * 3 // 4
 
 
-def require_finite(values: torch.Tensor, what: str) -> None:
-    """Raise `NotFinite` where a value is NaN or infinite; clamping later would hide infinity."""
-    if not bool(torch.isfinite(values).all()):
-        raise NotFinite(f"the {what} are not finite numbers")
+def require_finite(**values: torch.Tensor) -> None:
+    """Raise `NotFinite` with the name of what is NaN or infinite; clamping hides infinity."""
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()]).tolist()
+    for what, good in zip(values, finite, strict=True):
+        if not good:
+            raise NotFinite(f"the {what} are not finite numbers")
 
 
 def render(image: torch.Tensor, crop: Box, size: Size) -> torch.Tensor:

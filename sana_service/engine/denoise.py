@@ -19,7 +19,7 @@ from sana_service.engine.solvers import Solver, StepTable, advance, model_input
 from sana_service.engine.transformer import Context, ContextBatch, SanaForward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sana_service.models.checkpoint import Checkpoint, Models
     from sana_service.models.names import ModelName
@@ -79,9 +79,16 @@ class DenoiseRow:
     def done(self) -> bool:
         return self.step == len(self.table)
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that it holds before its first step."""
+        yield from (self.schedule.timesteps, self.schedule.coefficients, self.scale, self.latents, self.history)
+        for context in self.contexts:
+            yield from (context.keys, context.values)
+        yield from (noise for noise in self.noise if noise is not None)
+
 
 class Denoiser:
-    """Both checkpoints' steps on one device; used by one thread.
+    """Both checkpoints' steps on one device; one thread begins jobs, and one, perhaps another, takes their steps.
 
     Args:
         models: on their device.

@@ -63,7 +63,7 @@ class DeviceLoop:
         self._cells = cells
         self._gate = stages.gate
         self._batcher: Batcher[DenoiseRow] = Batcher(cells)
-        self._encoded: deque[Flight | None] = deque()
+        self._begun: deque[tuple[Flight, list[DenoiseRow]] | None] = deque()
         self._arrived = threading.Condition()
         self._shots: SimpleQueue[Shot | None] = SimpleQueue()
         self._decoded: Queue[tuple[Shot, torch.Tensor, float] | None] = Queue(_IMAGES_AHEAD)
@@ -121,20 +121,21 @@ class DeviceLoop:
             try:
                 self._check(flight)
                 flight.begins("text")
-                _, seconds = self._on_device("text", partial(self._stages.encode_text, flight))
+                rows, seconds = self._on_device("text", partial(self._stages.begin, flight))
                 flight.spent("text", seconds)
                 flight.idles()
             except BaseException as error:
                 self._fail(flight, error)
             else:
-                self._hand_to_denoise(flight)
+                self._hand_to_denoise((flight, rows))
+                del rows
             # Or this frame keeps the pictures in memory until the next job comes.
             del ticket, flight
         self._hand_to_denoise(None)
 
-    def _hand_to_denoise(self, flight: Flight | None) -> None:
+    def _hand_to_denoise(self, begun: tuple[Flight, list[DenoiseRow]] | None) -> None:
         with self._arrived:
-            self._encoded.append(flight)
+            self._begun.append(begun)
             self._arrived.notify()
 
     # ---- denoise
@@ -153,19 +154,20 @@ class DeviceLoop:
     def _take_arrivals(self) -> bool:
         """Admit what the text stage handed over, waiting where nothing else is to do; False after the last."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._encoded or len(self._batcher))
-            arrivals = list(self._encoded)
+            self._arrived.wait_for(lambda: self._begun or len(self._batcher))
+            arrivals = list(self._begun)
             if arrivals and arrivals[-1] is None and len(arrivals) == 1 and not len(self._batcher):
                 return False
-            self._encoded.clear()
+            self._begun.clear()
             if arrivals and arrivals[-1] is None:
-                self._encoded.append(arrivals.pop())
-        for flight in arrivals:
-            assert flight is not None
+                self._begun.append(arrivals.pop())
+        for begun in arrivals:
+            assert begun is not None
+            flight, rows = begun
             try:
                 self._check(flight)
                 flight.begins("denoise")
-                rows, _ = self._on_device("denoise", partial(self._stages.start_rows, flight))
+                self._stages.adopt(rows)
                 self._batcher.add(rows)
             except BaseException as error:
                 self._fail(flight, error)

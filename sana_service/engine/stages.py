@@ -17,7 +17,7 @@ import torch
 from sana_service.engine.backend import URGENT, Backend
 from sana_service.engine.bins import Size, crop_box, nearest_bin
 from sana_service.engine.costs import is_guided
-from sana_service.engine.decode import decode, render, require_finite
+from sana_service.engine.decode import decode, render
 from sana_service.engine.denoise import Denoiser, DenoiseRow
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.observer import PREVIEW_SIDE_PIXELS, Preview
@@ -153,6 +153,11 @@ class Stages:
         """The size that a job is drawn at."""
         return nearest_bin(job.width, job.height, self._models.checkpoints[job.model].transformer.config.sample_size)
 
+    def begin(self, flight: Flight) -> list[DenoiseRow]:
+        """All that is done once a job: its prompts' embeddings, and a row for each image, at its first noise."""
+        self.encode_text(flight)
+        return self.start_rows(flight)
+
     def encode_text(self, flight: Flight) -> None:
         """Prompt, and negative prompt where guidance reads it, to embeddings."""
         job = flight.job
@@ -162,6 +167,18 @@ class Stages:
     def start_rows(self, flight: Flight) -> list[DenoiseRow]:
         """A row for each image, at its first noise."""
         return self._denoiser.rows(flight)
+
+    def adopt(self, rows: Sequence[DenoiseRow]) -> None:
+        """Take rows over from the thread that began them: the one that steps them calls this first.
+
+        What a row lets go of may still be read on this thread's stream, and the allocator knows only the stream that
+        it was made on.
+        """
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            for row in rows:
+                for tensor in row.tensors():
+                    tensor.record_stream(stream)
 
     def step(self, rows: Sequence[DenoiseRow]) -> list[StepTime]:
         """Advance rows of one key; all of them or, where it raises, none.
@@ -203,7 +220,6 @@ class Stages:
         Raises:
             NotFinite: latents or pixels are NaN or infinite.
         """
-        require_finite(shot.latents, "latents")
         vae, shape = self._models.checkpoints[shot.flight.job.model].vae, shot.latents.shape
         decoder = self._backend.decoder(shot.flight.job.model)
         image = decode(vae, shot.latents[None], decoder, tiled=tiled or shape in self._tiled)[0]

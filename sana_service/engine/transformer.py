@@ -70,7 +70,7 @@ def _pad(states: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 class SanaForward:
-    """Runs one checkpoint's transformer; used by one thread.
+    """Runs one checkpoint's transformer; used by one thread, or by two of which one calls `context` alone.
 
     Args:
         transformer: a stock module on its device.

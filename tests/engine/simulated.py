@@ -65,14 +65,14 @@ class SimulatedStages:
 
     def forget_batch(self) -> None: ...
 
-    def encode_text(self, flight: Flight) -> None: ...
+    def adopt(self, rows: list[Row]) -> None: ...
 
     def resize(self, shot: Shot, image: torch.Tensor) -> None: ...
 
     def bin_of(self, job: Job) -> Size:
         return Size(1024, 1024)
 
-    def start_rows(self, flight: Flight) -> list[Row]:
+    def begin(self, flight: Flight) -> list[Row]:
         key = BatchKey(flight.job.model, 32, 32, is_guided(flight.job))
         return [Row(flight, image, key) for image in range(len(flight.job.seeds))]
 

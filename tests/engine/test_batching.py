@@ -98,8 +98,7 @@ def either(request: pytest.FixtureRequest, models: Models, bundled: Models) -> M
 def rows_of(stages: Stages, one: Job) -> list[DenoiseRow]:
     """A job's rows, before their first step."""
     flight = Flight(Ticket(one, JobFuture(one), time.monotonic()), stages.bin_of(one))
-    stages.encode_text(flight)
-    return stages.start_rows(flight)
+    return stages.begin(flight)
 
 
 def finish(

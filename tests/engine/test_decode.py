@@ -85,7 +85,7 @@ def test_decode_is_the_stock_decoder_and_its_postprocessing(models, stock):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_found(value):
     values = torch.zeros(2, 3, 4, 4)
-    require_finite(values, "pixels")
+    require_finite(pixels=values)
     values[1, 2, 3, 0] = value
     with pytest.raises(NotFinite, match="pixels"):
-        require_finite(values, "pixels")
+        require_finite(pixels=values)

@@ -66,7 +66,7 @@ def submit_during_the_first_step(engine: Engine, steps: Steps, first: Job, other
 def all_encoded(engine: Engine) -> bool:
     """Whether the text stage has handed everything over."""
     (loop,) = engine._loops
-    return len(loop._encoded) + 1 == engine.running
+    return len(loop._begun) + 1 == engine.running
 
 
 def test_requests_that_differ_in_everything_but_their_size_share_a_pass(steps: Steps, engine: Engine):

@@ -67,7 +67,7 @@ class _Layer:
 
 
 class FusedForward(SanaForward):
-    """Runs one checkpoint's transformer; used by one thread.
+    """Runs one checkpoint's transformer; used by one thread, or by two of which one calls `context` alone.
 
     Args:
         transformer: a stock module on its device, for which `can_fuse` holds.

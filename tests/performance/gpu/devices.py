@@ -1,0 +1,69 @@
+"""Several GPUs of one machine behind one queue: images a second with one of them, and with all.
+
+Full size, random weights. Square pictures from submit to pixels on the host; at the default size as JPEG, encoded as
+the service does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+import torch
+
+from sana_service.engine.engine import Engine
+from sana_service.engine.job import Job
+from sana_service.images import Encoder
+from sana_service.models.load import load_models
+from tests.performance.gpu.bench import DEFAULT, SQUARE, Requests, Results, run_part
+
+COUNTS = (("base", SQUARE, 20), ("sprint", SQUARE, 96), ("sprint", DEFAULT, 96))
+"""Pictures for each GPU: some seconds."""
+
+
+def measure(results: Results) -> None:
+    """One, all, all, one."""
+    sets = [
+        load_models("random", "", "", None, None, f"cuda:{i}", progress=False) for i in range(torch.cuda.device_count())
+    ]
+    engines = {}
+    for count in (1, len(sets)):
+        engine = Engine(sets[:count], safety=None, nsfw_threshold=0.5, max_queue=1024)
+        began = time.perf_counter()
+        engine.start()
+        results.note(f"{count} devices, prepare_seconds", time.perf_counter() - began)
+        engines[count] = Requests(engine)
+    encoder = Encoder()
+    for model, size, images in COUNTS:
+        rates: dict[int, list[float]] = {count: [] for count in engines}
+        for count in (1, len(sets), len(sets), 1):
+            _pictures(engines[count], encoder, model, size, count * images // 4)
+            rates[count].append(_pictures(engines[count], encoder, model, size, count * images))
+        one, all_of_them = (statistics.mean(rates[count]) for count in engines)
+        found = {"one": one, "all": all_of_them, "times": all_of_them / one}
+        results.note(f"{model} {size[0]}x{size[1]}, images a second", found)
+    for requests in engines.values():
+        requests.engine.stop()
+    encoder.close()
+
+
+def _pictures(requests: Requests, encoder: Encoder, model: str, size: tuple[int, int], count: int) -> float:
+    """Pictures a second of so many requests at once."""
+    jobs = requests.jobs(model, size, count)
+
+    async def picture(job: Job) -> None:
+        artifact = await asyncio.wrap_future(requests.engine.submit(job))
+        if size == DEFAULT:
+            await encoder.encode_all(artifact.pixels, "jpeg", [None])
+
+    async def pictures() -> float:
+        began = time.perf_counter()
+        await asyncio.gather(*map(picture, jobs))
+        return count / (time.perf_counter() - began)
+
+    return asyncio.run(pictures())
+
+
+if __name__ == "__main__":
+    run_part(measure)
