@@ -8,7 +8,6 @@ engine's in bfloat16 against the stock one in bfloat16, and both against float32
 from __future__ import annotations
 
 import copy
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -34,6 +33,9 @@ CASES, STOCK_CASES = 300, 60
 
 GUIDANCE = 5.0
 
+SCORERS = 8
+"""Processes; each takes a while to begin."""
+
 
 def job(model: Any, case: draw.Case) -> Job:
     """A held-out prompt at the sizes and steps of its score."""
@@ -48,7 +50,7 @@ def measure(results: Results) -> None:
     cases = draw.held_out_cases(CASES)
     pipelines = _stock()
     results.note("decoder, of 255", _decoders(pipelines["base"], cases[:12]))
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(SCORERS, mp_context=get_context("spawn")) as pool:
         for model, steps in STEPS.items():
             stock = [_stock_picture(pipelines[model], case, steps) for case in cases[:STOCK_CASES]]
             scores = list(pool.map(score, stock, [case.scene for case in cases]))
