@@ -3,7 +3,8 @@
 Errors hide where gates are small, and the random weights' own are; so gates, shifts and scales get the size that
 trained ones have. A picture's range is taken as three deviations of the exact one to either side. The bounds: relative
 L2 error at most 1.25 times that of the stock forward in bfloat16, cosine at least 0.9995, a decoder within 45 dB and 3
-of 255 of the stock one; bit-equal are graphs and the same kernels uncaptured, and a prompt's cached and fresh states.
+of 255 of the stock one; bit-equal are graphs and the same kernels uncaptured, a prompt's cached and fresh states, and
+pictures drawn alone and while the stages of others run beside them.
 Where the stock decoder is itself more than 3 of 255 from float32, an exact one would miss that bound; then ours has to
 be as near to float32 as the stock one, within the same 1.25. `bundled.py` has the decoder with trained weights.
 """
@@ -16,14 +17,17 @@ from typing import Any
 
 import torch
 
+from sana_service.engine.engine import Engine
 from sana_service.engine.fused.decoder import FusedDecoder
 from sana_service.engine.fused.text import FusedTextEncoder
 from sana_service.engine.fused.transformer import FusedForward
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.graphs import Capturer
+from sana_service.engine.job import Job
+from sana_service.engine.limits import Limits
 from sana_service.engine.text import PromptEncoder
 from sana_service.models.load import load_models
-from tests.performance.gpu.bench import Results, run_part
+from tests.performance.gpu.bench import SQUARE, STEPS, Results, request, run_part
 
 SIDES = ((32, 32), (24, 42))
 """Latents of the bins of 1024x1024 and of the default size."""
@@ -196,6 +200,22 @@ class Exactness:
             self.results.note(f"decoder {32 * side[1]}x{32 * side[0]}", {**found, "good": found["good"] and good})
 
 
+    def pipelining(self) -> None:
+        """Draw some pictures one after another, then all at once, mixed; a batch is one row, so bits are comparable."""
+        limits = Limits(batch_cells=dict.fromkeys(STEPS, 1024), seats=dict.fromkeys(STEPS, 6))
+        engine = Engine(self.models, safety=None, nsfw_threshold=0.5, max_queue=64, limits=limits)
+        engine.start()
+
+        def jobs() -> list[Job]:
+            return [request(model, SQUARE, seed) for seed in range(8) for model in STEPS]
+
+        alone = [torch.from_numpy(engine.submit(job).result().pixels) for job in jobs()]
+        futures = [engine.submit(job) for job in jobs()]
+        together = [torch.from_numpy(future.result().pixels) for future in futures]
+        engine.stop()
+        self.bits("pictures", "alone and together", alone, together)
+
+
 @torch.inference_mode()
 def measure(results: Results) -> None:
     """All of it."""
@@ -205,6 +225,7 @@ def measure(results: Results) -> None:
         exactness.transformer(name, states)
     exactness.decoder()
     exactness.capturer.stop()
+    exactness.pipelining()
 
 
 if __name__ == "__main__":
