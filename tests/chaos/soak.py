@@ -78,6 +78,7 @@ async def soak(server: services.Server, seconds: float) -> dict[str, Any]:
         "requests": len(samples),
         "not_200": sum(one.status != 200 for one in samples),
         "rss_mb": [round(float(held[0, 1]), 1), round(float(held[-1, 1]), 1)],
+        "rss_mb_by_minute": [round(float(rss)) for rss in held[:, 1]],
         "rss_mb_per_hour": round(per_hour(held[:, 0], held[:, 1]), 2),
         "handles": [int(held[0, 2]), int(held[-1, 2])],
         "handles_per_hour": round(per_hour(held[:, 0], held[:, 2]), 2),

@@ -199,7 +199,6 @@ class Exactness:
             found = {**judged(own, theirs, known), "decibel": decibel, "most_of_255": steps}
             self.results.note(f"decoder {32 * side[1]}x{32 * side[0]}", {**found, "good": found["good"] and good})
 
-
     def pipelining(self) -> None:
         """Draw some pictures one after another, then all at once, mixed; a batch is one row, so bits are comparable."""
         limits = Limits(batch_cells=dict.fromkeys(STEPS, 1024), seats=dict.fromkeys(STEPS, 6))
