@@ -1,11 +1,10 @@
 """Whole HTTP requests to the built Bento, with a full-size pair in the hub's layout, against the reference's way.
 
 The pair has random weights and lies on this machine's disk; `SANA_MODELS=hub` loads it as it loads the real one. First
-within this process: which parts are shared, how long loading takes, and in how much memory. Then the Bento is built, and
-served from another folder as `bentoml serve sana:latest` does: a server whose
-kernels nobody has compiled yet, and another one after it: seconds until each is ready, a picture from both endpoints by
-the BentoML client, and requests one after another at the default size, JPEG, with the safety check, in turns with the
-reference document's way (loadtests/baselines/reference.py) on the same files.
+within this process: which parts are shared, how long loading takes, and in how much memory. Then the Bento is built and
+served from another folder: a server whose kernels nobody has compiled yet, and another one after it. Seconds until each
+is ready, a picture from both endpoints by the BentoML client, and requests one after another at the default size, JPEG,
+with the safety check, in turns with the reference document's way (loadtests/baselines/reference.py) on the same files.
 """
 
 from __future__ import annotations
