@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ from sana_service.engine.job import Job
 from sana_service.engine.limits import Limits
 from sana_service.engine.text import PromptEncoder
 from sana_service.models.load import load_models
+from sana_service.models.names import ModelName
 from tests.performance.gpu.bench import SQUARE, STEPS, Results, request, run_part
 
 SIDES = ((32, 32), (24, 42))
@@ -201,7 +202,9 @@ class Exactness:
 
     def pipelining(self) -> None:
         """Draw some pictures one after another, then all at once, mixed; a batch is one row, so bits are comparable."""
-        limits = Limits(batch_cells=dict.fromkeys(STEPS, 1024), seats=dict.fromkeys(STEPS, 6))
+        limits = Limits(
+            batch_cells=dict.fromkeys(get_args(ModelName), 1024), seats=dict.fromkeys(get_args(ModelName), 6)
+        )
         engine = Engine(self.models, safety=None, nsfw_threshold=0.5, max_queue=64, limits=limits)
         engine.start()
 
