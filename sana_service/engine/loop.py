@@ -13,10 +13,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Queue, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -31,7 +31,7 @@ from sana_service.engine.job import Artifact
 from sana_service.metrics import OUT_OF_MEMORY, Shortage
 
 if TYPE_CHECKING:
-    from sana_service.engine.stages import Stages
+    from sana_service.engine.stages import Stages, StepTime
     from sana_service.models.names import ModelName
 
 _LOG = logging.getLogger("sana.engine")
@@ -40,6 +40,20 @@ T = TypeVar("T")
 
 _IMAGES_AHEAD = 2
 """Decoded images that may wait to be finished."""
+
+
+class _Moved(NamedTuple):
+    """An image that a step has moved on, once the step has ended.
+
+    Args:
+        flight: whose image.
+        forwards: passes through the transformer that the step took for it.
+        preview: of what the observer is to be shown after it.
+    """
+
+    flight: Flight
+    forwards: int
+    preview: Shot | None
 
 
 class DeviceLoop:
@@ -63,6 +77,7 @@ class DeviceLoop:
         self._cells = cells
         self._gate = stages.gate
         self._batcher: Batcher[DenoiseRow] = Batcher(cells)
+        self._launched: deque[list[_Moved]] = deque()
         self._begun: deque[tuple[Flight, list[DenoiseRow]] | None] = deque()
         self._arrived = threading.Condition()
         self._shots: SimpleQueue[Shot | None] = SimpleQueue()
@@ -146,9 +161,11 @@ class DeviceLoop:
             self._drop_dead_rows()
             if rows := self._batcher.next_batch():
                 self._step(rows)
-            else:
-                self._stages.forget_batch()
             del rows
+            if not len(self._batcher):
+                # Nothing more to launch meanwhile.
+                self._settle()
+                self._stages.forget_batch()
         self._shots.put(None)
 
     def _take_arrivals(self) -> bool:
@@ -183,7 +200,7 @@ class DeviceLoop:
         self._batcher.keep(lambda row: not row.flight.gone)
 
     def _step(self, rows: list[DenoiseRow]) -> None:
-        """Advance a batch by one step."""
+        """Advance a batch by one step. On a GPU that has only begun; what is known to have ended is handed on."""
         key = rows[0].key
         try:
             step = partial(self._stages.step, rows)
@@ -191,17 +208,48 @@ class DeviceLoop:
         except BaseException as error:
             self._step_failed(rows, error)
             return
+        self._launched.append([self._moved(row, len(rows)) for row in rows])
+        self._batcher.keep(lambda row: not row.done)
+        # What it is expected to take: what has ended may be another endpoint's.
+        self._batcher.charge(key.model, self._costs.step(key.model, len(rows) * key.forwards))
+        self._hand_on(ended)
+
+    def _moved(self, row: DenoiseRow, together: int) -> _Moved:
+        """What a step makes of an image; by the time it has ended the row may have begun another."""
+        flight, preview = row.flight, None
+        flight.batched += together
+        if row.done:
+            flight.latents[row.image] = row.result
+        if row.step in flight.previewed_steps:
+            assert row.predicted is not None
+            preview = Shot(flight, row.image, row.predicted, flight.previewed_steps.index(row.step))
+        return _Moved(flight, row.key.forwards, preview)
+
+    def _settle(self) -> None:
+        """Wait for the step that is under way."""
+        try:
+            self._hand_on(self._stages.settle())
+        except BaseException as error:
+            self._fail_launched(error)
+
+    def _hand_on(self, ended: Sequence[StepTime]) -> None:
+        """Steps have ended, the oldest first."""
         for one in ended:
             self._costs.observe_step(one.model, one.rows, one.seconds)
-        # What it is expected to take: on a GPU it has only begun, and what began before may be another endpoint's.
-        self._batcher.charge(key.model, self._costs.step(key.model, len(rows) * key.forwards))
-        for row in rows:
-            row.flight.batched += len(rows)
-            self._stepped(row)
+            for moved in self._launched.popleft():
+                self._stepped(*moved)
+
+    def _fail_launched(self, error: BaseException) -> None:
+        """A step that is under way will not end well."""
+        while self._launched:
+            for moved in self._launched.popleft():
+                self._fail(moved.flight, error)
 
     def _step_failed(self, rows: list[DenoiseRow], error: BaseException) -> None:
         """What fails together is tried apart, so that no job can fail another."""
-        if len(rows) == 1 or self._is_lost(error):
+        if lost := self._is_lost(error):
+            self._fail_launched(error)
+        if lost or len(rows) == 1:
             for row in rows:
                 self._fail(row.flight, error)
             return
@@ -216,18 +264,13 @@ class DeviceLoop:
             if alive := [row for row in half if not row.flight.gone]:
                 self._step(alive)
 
-    def _stepped(self, row: DenoiseRow) -> None:
-        """Tell the observer, take a preview, and hand the job on when its last image is done."""
-        flight = row.flight
+    def _stepped(self, flight: Flight, forwards: int, preview: Shot | None) -> None:
+        """Tell the observer, show a preview, and hand the job on when its last image is done."""
         flight.steps_done += 1
-        flight.ticket.rows_left -= row.key.forwards
+        flight.ticket.rows_left -= forwards
         flight.tell("denoise")
-        if row.step in flight.previewed_steps:
-            assert row.predicted is not None
-            self._shots.put(Shot(flight, row.image, row.predicted, flight.previewed_steps.index(row.step)))
-        if row.done:
-            flight.latents[row.image] = row.result
-            self._batcher.keep(lambda other: other is not row)
+        if preview is not None:
+            self._shots.put(preview)
         if flight.steps_done == flight.steps:
             flight.ends("denoise")
             flight.idles()

@@ -183,12 +183,11 @@ class Stages:
     def step(self, rows: Sequence[DenoiseRow]) -> list[StepTime]:
         """Advance rows of one key; all of them or, where it raises, none.
 
-        A GPU may still work on it when this returns, so that it never waits for the host: it is done at the latest with
-        the next step. What ends a row or shows a preview is done at once. An error that a GPU tells so late is one that
-        it does not recover from.
+        A GPU still works on it when this returns, so that it never waits for the host: it is done at the latest with the
+        next step, or `settle`. An error that a GPU tells so late is one that it does not recover from.
 
         Returns:
-            The steps that have ended since the last call.
+            The steps that have ended since the last call, the oldest first.
         """
         model, forwards = rows[0].key.model, len(rows) * rows[0].key.forwards
         if self.device.type != "cuda":
@@ -199,13 +198,13 @@ class Stages:
         start.record()
         self._denoiser.step(rows)
         end.record()
-        running = [_Launched(model, forwards, start, end)]
-        if self._ahead is not None:
-            running.insert(0, self._ahead)
-        self._ahead = None
-        if not any(row.done or row.step in row.flight.previewed_steps for row in rows):
-            self._ahead = running.pop()
-        return [one.wait() for one in running]
+        before, self._ahead = self._ahead, _Launched(model, forwards, start, end)
+        return [] if before is None else [before.wait()]
+
+    def settle(self) -> list[StepTime]:
+        """Wait for the step that is under way, if any; what it took."""
+        last, self._ahead = self._ahead, None
+        return [] if last is None else [last.wait()]
 
     def forget_batch(self) -> None:
         """Let go of what the last batch left for the next one."""

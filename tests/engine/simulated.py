@@ -84,6 +84,9 @@ class SimulatedStages:
             row.step += 1
         return [StepTime(rows[0].key.model, len(rows) * rows[0].key.forwards, time.perf_counter() - started)]
 
+    def settle(self) -> list[StepTime]:
+        return []
+
     def decode(self, shot: Shot, *, tiled: bool = False) -> torch.Tensor:
         _wait(self.image_seconds)
         return shot.latents

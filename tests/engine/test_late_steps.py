@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from sana_service.engine.stages import StepTime
+from sana_service.engine import engine as engines
+from sana_service.engine.denoise import DenoiseRow
+from sana_service.engine.engine import Engine
+from sana_service.engine.stages import Stages, StepTime
+from sana_service.models.checkpoint import Models
 from tests.engine.simulated import Row, SimulatedEngine, SimulatedStages
+from tests.engine.test_observer import Recorder
 from tests.pairs import job
 
 SECONDS: dict[str, float] = {"base": 0.012, "sprint": 0.004}
@@ -20,7 +29,7 @@ class LateStages(SimulatedStages):
     def __init__(self) -> None:
         super().__init__()
         self._until = 0.0
-        self._ahead: list[tuple[StepTime, float]] = []
+        self._ahead: tuple[StepTime, float] | None = None
 
     def step(self, rows: list[Row]) -> list[StepTime]:
         key = rows[0].key
@@ -30,12 +39,20 @@ class LateStages(SimulatedStages):
         for row in rows:
             row.step += 1
         launched = (StepTime(key.model, len(rows) * key.forwards, SECONDS[key.model]), self._until)
-        running, self._ahead = [*self._ahead, launched], []
-        if not any(row.done for row in rows):
-            self._ahead = [running.pop()]
-        for _, end in running:
-            time.sleep(max(0.0, end - time.perf_counter()))
-        return [told for told, _ in running]
+        before, self._ahead = self._ahead, launched
+        return self._wait_for(before)
+
+    def settle(self) -> list[StepTime]:
+        last, self._ahead = self._ahead, None
+        return self._wait_for(last)
+
+    @staticmethod
+    def _wait_for(launched: tuple[StepTime, float] | None) -> list[StepTime]:
+        if launched is None:
+            return []
+        told, end = launched
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return [told]
 
 
 def test_each_endpoint_is_charged_for_its_own_steps():
@@ -47,3 +64,111 @@ def test_each_endpoint_is_charged_for_its_own_steps():
         costs = engine.loops[0]._costs
         assert costs.step("base", 2) == pytest.approx(SECONDS["base"], rel=0.05)
         assert costs.step("sprint", 1) <= 1.05 * SECONDS["sprint"]
+
+
+class OrderedStages(LateStages):
+    """Remembers what it was asked for; the first step is asked for once two jobs are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.both_begun = threading.Event()
+        self._begun = 0
+
+    def begin(self, flight: Any) -> list[Row]:
+        self._begun += 1
+        if self._begun == 2:
+            self.both_begun.set()
+        return super().begin(flight)
+
+    def step(self, rows: list[Row]) -> list[StepTime]:
+        assert self.both_begun.wait(30)
+        self.asked.append(f"step {rows[0].step + 1}")
+        return super().step(rows)
+
+    def settle(self) -> list[StepTime]:
+        self.asked.append("settle")
+        return super().settle()
+
+
+def test_the_next_picture_begins_before_the_last_step_of_one_is_waited_for():
+    stages = OrderedStages()
+    with SimulatedEngine([stages]) as engine:
+        # Guided and not: they share no pass.
+        both = [engine.queue.put(job(num_inference_steps=1, guidance_scale=scale)) for scale in (5.0, 1.0)]
+        for future in both:
+            future.result(30)
+    assert stages.asked == ["step 1", "step 1", "settle"]
+
+
+class FailingStages(OrderedStages):
+    """The first step ends with an error, which is told when the second begins or when it is waited for."""
+
+    def step(self, rows: list[Row]) -> list[StepTime]:
+        super().step(rows)
+        if self.steps == 2:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return []
+
+    def settle(self) -> list[StepTime]:
+        if self.steps == 1:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return super().settle()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_step_that_fails_late_fails_its_jobs_and_leaves_none_behind(jobs: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sana_service.engine.loop.answers", lambda _: False)
+    stages = FailingStages()
+    if jobs == 1:
+        stages.both_begun.set()
+    with SimulatedEngine([stages]) as engine:
+        # Guided and not: they share no pass.
+        futures = [engine.queue.put(job(num_inference_steps=1, guidance_scale=scale)) for scale in (5.0, 1.0)[:jobs]]
+        for future in futures:
+            assert isinstance(future.exception(30), torch.AcceleratorError)
+        assert engine.loops[0].lost
+        assert engine.queue.running == engine.queue.waiting == 0
+
+
+class LateRealStages(Stages):
+    """Computes at once and says so a step later, as a GPU may: by then the rows have moved on."""
+
+    _told: StepTime | None = None
+
+    def step(self, rows: Sequence[DenoiseRow]) -> list[StepTime]:
+        [told] = super().step(rows)
+        before, self._told = self._told, told
+        return [] if before is None else [before]
+
+    def settle(self) -> list[StepTime]:
+        last, self._told = self._told, None
+        return [] if last is None else [last]
+
+
+def test_pictures_previews_and_progress_are_those_of_steps_that_end_at_once(
+    models: Models, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    def drawn(by: Engine) -> tuple[list[np.ndarray], list[Recorder]]:
+        watches = [Recorder(previews) for previews in (3, 0, 2)]
+        futures = [
+            by.submit(job(model=model, seeds=(seed, seed + 9), num_inference_steps=5 + seed, observer=watch))
+            for seed, (model, watch) in enumerate(zip(("base", "base", "sprint"), watches, strict=True))
+        ]
+        return [future.result(60).pixels for future in futures], watches
+
+    pictures, watches = drawn(engine)
+    monkeypatch.setattr(engines, "Stages", LateRealStages)
+    late = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    late.start()
+    late_pictures, late_watches = drawn(late)
+    assert late.stop()
+    for one, other in zip(pictures, late_pictures, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for watch, late_watch in zip(watches, late_watches, strict=True):
+        assert [at.steps_done for at in watch.told] == [at.steps_done for at in late_watch.told]
+        shown = {(one.image, one.index): one.pixels for one in watch.shown}
+        late_shown = {(one.image, one.index): one.pixels for one in late_watch.shown}
+        assert shown.keys() == late_shown.keys()
+        for key, pixels in shown.items():
+            np.testing.assert_array_equal(pixels, late_shown[key])
