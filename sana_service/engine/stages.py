@@ -183,8 +183,8 @@ class Stages:
     def step(self, rows: Sequence[DenoiseRow]) -> list[StepTime]:
         """Advance rows of one key; all of them or, where it raises, none.
 
-        A GPU still works on it when this returns, so that it never waits for the host: it is done at the latest with the
-        next step, or `settle`. An error that a GPU tells so late is one that it does not recover from.
+        A GPU still works on it when this returns, so that it never waits for the host: it is done at the latest with
+        the next step, or `settle`. An error that a GPU tells so late is one that it does not recover from.
 
         Returns:
             The steps that have ended since the last call, the oldest first.

@@ -14,6 +14,7 @@ import torch
 from sana_service.engine import engine as engines
 from sana_service.engine.denoise import DenoiseRow
 from sana_service.engine.engine import Engine
+from sana_service.engine.limits import Limits
 from sana_service.engine.stages import Stages, StepTime
 from sana_service.models.checkpoint import Models
 from tests.engine.simulated import Row, SimulatedEngine, SimulatedStages
@@ -21,6 +22,9 @@ from tests.engine.test_observer import Recorder
 from tests.pairs import job
 
 SECONDS: dict[str, float] = {"base": 0.012, "sprint": 0.004}
+
+ONE_IMAGE = Limits(batch_cells={"base": 1, "sprint": 1}, seats={"base": 4, "sprint": 8})
+"""No batch: which images meet in one depends on the moment, and an image's last bits on its batch."""
 
 
 class LateStages(SimulatedStages):
@@ -147,22 +151,23 @@ class LateRealStages(Stages):
 
 
 def test_pictures_previews_and_progress_are_those_of_steps_that_end_at_once(
-    models: Models, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    models: Models, monkeypatch: pytest.MonkeyPatch
 ):
-    def drawn(by: Engine) -> tuple[list[np.ndarray], list[Recorder]]:
+    def drawn() -> tuple[list[np.ndarray], list[Recorder]]:
+        engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=ONE_IMAGE)
+        engine.start()
         watches = [Recorder(previews) for previews in (3, 0, 2)]
         futures = [
-            by.submit(job(model=model, seeds=(seed, seed + 9), num_inference_steps=5 + seed, observer=watch))
+            engine.submit(job(model=model, seeds=(seed, seed + 9), num_inference_steps=5 + seed, observer=watch))
             for seed, (model, watch) in enumerate(zip(("base", "base", "sprint"), watches, strict=True))
         ]
-        return [future.result(60).pixels for future in futures], watches
+        pictures = [future.result(60).pixels for future in futures]
+        assert engine.stop(timeout_seconds=30)
+        return pictures, watches
 
-    pictures, watches = drawn(engine)
+    pictures, watches = drawn()
     monkeypatch.setattr(engines, "Stages", LateRealStages)
-    late = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
-    late.start()
-    late_pictures, late_watches = drawn(late)
-    assert late.stop()
+    late_pictures, late_watches = drawn()
     for one, other in zip(pictures, late_pictures, strict=True):
         np.testing.assert_array_equal(one, other)
     for watch, late_watch in zip(watches, late_watches, strict=True):
