@@ -73,9 +73,14 @@ GOALS = (
     Goal("base, of the floor", "speed", ("base 1024x1024 saturated", "share_of_floor"), 0.5, 0.65, at_most=False),
     Goal("sprint, of the floor", "speed", ("sprint 1024x1024 saturated", "share_of_floor"), 0.4, 0.6, at_most=False),
     Goal("base saturated, time busy", "speed", ("base 1024x1024 busy", "share"), 0.95, 0.99, at_most=False),
+    Goal("sprint saturated, time busy", "speed", ("sprint 3840x2160 busy", "share"), 0.95, 0.99, at_most=False),
     Goal("memory reserved, GiB", "speed", ("reserved_gib",), 20, 20),
     Goal("seconds to ready, warm caches", "serving", ("ready, warm",), 60, 30),
     Goal("seconds to ready, cold caches", "serving", ("ready, cold",), 240, 120),
+    *(
+        Goal(f"{decoder} from stock, of 255", "exactness", (decoder, "most_of_255", "ours to stock"), 3, 3)
+        for decoder in ("decoder 1024x1024", "decoder 1344x768")
+    ),
 )
 
 
