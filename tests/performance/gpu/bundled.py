@@ -50,7 +50,9 @@ def measure(results: Results) -> None:
     cases = draw.held_out_cases(CASES)
     pipelines = _stock()
     results.note("decoder, of 255", _decoders(pipelines["base"], cases[:12]))
-    with ProcessPoolExecutor(SCORERS, mp_context=get_context("spawn")) as pool:
+    # A thread each: more than cores, and they wait for one another.
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(SCORERS, mp_context=get_context("spawn"), **one_thread) as pool:
         for model, steps in STEPS.items():
             stock = [_stock_picture(pipelines[model], case, steps) for case in cases[:STOCK_CASES]]
             scores = list(pool.map(score, stock, [case.scene for case in cases]))
