@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from loadtests import scenario
 
 _HERE = Path(__file__).resolve().parent
+
+
+def _a_program(command: str) -> str:
+    """A command is started by `exec`, which knows no assignments."""
+    if re.match(r"\s*\w+=", command):
+        raise ValueError("begins with a variable; variables belong in `environment`")
+    return command
+
+
+Command = Annotated[str, AfterValidator(_a_program)]
 
 
 class _Model(BaseModel):
@@ -47,10 +58,10 @@ class Suite(_Model):
     """A file of `suites/`."""
 
     title: str
-    serve: str
+    serve: Command
     """Starts the service; `{port}` stands for a free port."""
     environment: dict[str, str] = {}
-    baselines: dict[str, str] = {}
+    baselines: dict[str, Command] = {}
     architecture: Literal["sana", "bundled"] = "sana"
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
 

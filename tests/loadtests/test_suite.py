@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
+from pathlib import Path
 
+import pytest
+
+from loadtests import suitefile
+from loadtests.scenario import ScenarioError
+from loadtests.suitefile import load_suite
 from tests.loadtests.support import harness
+
+SUITES = sorted((Path(suitefile.__file__).parent / "suites").glob("*.toml"))
 
 SUITE = """
 title = "Two parts"
@@ -37,6 +47,23 @@ do = "run"
 scenario = "cold-start.toml"
 changes = {{ starts = 1, command = "{python} -m tests.loadtests.queue_server --port {{port}}" }}
 """
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_the_commands_of_a_suite_are_programs(path):
+    suite = load_suite(path)
+    for command in (suite.serve, *suite.baselines.values()):
+        program = shlex.split(command.removeprefix("nice -n 10 "))[0]
+        assert shutil.which(program, path=Path(sys.executable).parent), command
+    # A part has to end within a machine's call of ten minutes, and its server has to start.
+    assert all(part.seconds <= 540 for part in suite.parts)
+
+
+def test_a_command_that_begins_with_a_variable_is_refused(tmp_path):
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE.format(python=f"X=1 {sys.executable}", seconds=50))
+    with pytest.raises(ScenarioError, match="variables belong in `environment`"):
+        load_suite(path)
 
 
 def test_a_server_that_does_not_start_fails_its_part_alone(tmp_path):
