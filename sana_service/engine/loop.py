@@ -237,7 +237,9 @@ class DeviceLoop:
         for one in ended:
             self._costs.observe_step(one.model, one.rows, one.seconds)
             for moved in self._launched.popleft():
-                self._stepped(*moved)
+                # It may have been cancelled meanwhile; then nobody is told any more.
+                if not moved.flight.gone:
+                    self._stepped(*moved)
 
     def _fail_launched(self, error: BaseException) -> None:
         """A step that is under way will not end well."""

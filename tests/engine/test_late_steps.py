@@ -14,6 +14,7 @@ import torch
 from sana_service.engine import engine as engines
 from sana_service.engine.denoise import DenoiseRow
 from sana_service.engine.engine import Engine
+from sana_service.engine.errors import JobCancelled
 from sana_service.engine.limits import Limits
 from sana_service.engine.stages import Stages, StepTime
 from sana_service.models.checkpoint import Models
@@ -103,6 +104,24 @@ def test_the_next_picture_begins_before_the_last_step_of_one_is_waited_for():
         for future in both:
             future.result(30)
     assert stages.asked == ["step 1", "step 1", "settle"]
+
+
+class CancellingStages(LateStages):
+    """The client leaves while the second step is under way."""
+
+    def step(self, rows: list[Row]) -> list[StepTime]:
+        told = super().step(rows)
+        if self.steps == 2:
+            rows[0].flight.job.cancel()
+        return told
+
+
+def test_nobody_is_told_of_a_step_that_ends_after_its_job():
+    watch = Recorder()
+    with SimulatedEngine([CancellingStages()]) as engine:
+        future = engine.queue.put(job(num_inference_steps=5, observer=watch))
+        assert isinstance(future.exception(30), JobCancelled)
+    assert [at.steps_done for at in watch.told if at.stage == "denoise"] == [0, 1]
 
 
 class FailingStages(OrderedStages):
