@@ -76,7 +76,8 @@ class Server:
 
 def environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of a server that shares nothing with another."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SANA_", "BENTOML_"))}
+    own = ("SANA_", "BENTOML_", "MALLOC_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return inherited | {
         "BENTOML_HOME": str(folder / "bentoml"),
         "SANA_STORAGE_URL": (folder / "files").as_uri(),

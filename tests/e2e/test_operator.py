@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests import services
+from tests.chaos.processes import worker_of
 
 KEY = {"authorization": "Key team-a"}
 QUICK = {"prompt": "a red circle", "image_size": "square", "num_inference_steps": 1, "output_format": "png"}
@@ -133,6 +134,11 @@ def test_the_log_is_json_with_request_ids(http: httpx.Client, operator_server: s
     [record] = [record for record in records if "a prompt to be logged" in record["message"]]
     assert (record["request_id"], record["level"]) == ("look-for-me", "info")
     assert "team-a" not in operator_server.log
+
+
+def test_the_worker_s_threads_share_two_arenas(operator_server: services.Server) -> None:
+    # glibc reads it when a process begins
+    assert worker_of(operator_server.process.pid).environ()["MALLOC_ARENA_MAX"] == "2"
 
 
 def test_one_key_has_two_places_and_gets_them_back(http: httpx.Client) -> None:
