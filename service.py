@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sana_service.environment import keep_quiet
+from sana_service.environment import keep_memory, keep_quiet
 
 keep_quiet(os.environ)
+keep_memory(os.environ)
 # BentoML starts a worker again for ever, unless it believes to be in a container.
 os.environ.setdefault("BENTOML_CONTAINERIZED", "true")
-# By glibc's default each thread has memory of its own, and keeps pieces of what pictures took: it grew by 200 MB.
-os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 # X-Forwarded-* is not believed: SANA_PUBLIC_URL says what stands in front of the service.
 os.environ["FORWARDED_ALLOW_IPS"] = ""
 

@@ -50,9 +50,10 @@ def measure(results: Results) -> None:
     cases = draw.held_out_cases(CASES)
     pipelines = _stock()
     results.note("decoder, of 255", _decoders(pipelines["base"], cases[:12]))
-    # A thread each: more than cores, and they wait for one another.
-    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with ProcessPoolExecutor(SCORERS, mp_context=get_context("spawn"), **one_thread) as pool:
+    # A thread each: with more than there are cores they wait for one another.
+    with ProcessPoolExecutor(
+        SCORERS, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         for model, steps in STEPS.items():
             stock = [_stock_picture(pipelines[model], case, steps) for case in cases[:STOCK_CASES]]
             scores = list(pool.map(score, stock, [case.scene for case in cases]))
