@@ -13,6 +13,7 @@ import locust  # noqa: F401  isort: skip
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from loadtests.floor import ARCHITECTURES, measured_matrix_rate
 from loadtests.harness import KEY_VARIABLE, Harness, HarnessError, Options, check_server, work
 from loadtests.provenance import provenance
 from loadtests.revisions import serving
-from loadtests.suite import Place, run_suite
+from loadtests.suite import Place, assemble, run_suite
 from loadtests.trial import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_SLOWER, EXIT_USAGE, Floor, judged, run_scenario
 
 EXIT_LEFT = 75
@@ -79,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--margin", type=float, default=0.05, help="relative difference that does not matter")
     suite = command("suite", "run a suite file, in parts that resume", host=False)
     suite.add_argument("file", type=Path)
-    suite.add_argument("--again", action="store_true", help="run parts that have a result, too")
-    suite.add_argument("--limit-seconds", type=float, help="begin no part that would end later")
+    suite.add_argument("--again", action="store_true", help="run steps that have a result, too")
+    suite.add_argument("--limit-seconds", type=float, help="begin no step that would end later")
     again = commands.add_parser("report", help="write the reports of a result.json again")
     again.add_argument("file", type=Path)
     worker = commands.add_parser("worker", help="send load for a master elsewhere")
@@ -212,7 +213,11 @@ def suite(arguments: argparse.Namespace) -> int:
     """Run the parts of a suite that are left."""
     options = _options(arguments, "")
     place = Place(arguments.out, options, _floor(arguments), say, arguments.limit_seconds, arguments.again)
-    document, left = run_suite(arguments.file, place)
+    try:
+        document, left = run_suite(arguments.file, place)
+    except KeyboardInterrupt:
+        _finish(arguments, assemble(arguments.file, arguments.out, options.host), options.api_key)
+        raise
     code = _finish(arguments, document, options.api_key)
     if left:
         say(f"left for the next call: {', '.join(left)}")
@@ -263,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
     # Locust's page parses them, too, and knows other ones.
     sys.argv = sys.argv[:1]
+    if arguments.command != "worker":
+        # A server that was started must be stopped, whichever way this ends.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _COMMANDS[arguments.command](arguments)
     except scenario.ScenarioError as error:
@@ -272,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return EXIT_FAILED
     except KeyboardInterrupt:
-        say("interrupted; the records so far are kept")
+        say("interrupted; what was measured so far is kept")
         return 130
 
 

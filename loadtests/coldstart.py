@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,22 @@ def free_port() -> int:
 
 @contextmanager
 def started(
-    command: str, folder: Path | None = None, log: Path | None = None, environment: Mapping[str, str] | None = None
+    command: str,
+    folder: Path | None = None,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    cores: Collection[int] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """A server, by a command with `{port}` in it; its address and process. SIGTERM at the end, then SIGKILL.
 
     The folder of this Python is searched first for commands.
+
+    Args:
+        command: what a shell executes.
+        folder: where; here by default.
+        log: file for what it prints; dropped by default.
+        environment: its variables; this process's by default.
+        cores: on which it runs; this process's by default.
     """
     port = free_port()
     variables = os.environ if environment is None else environment
@@ -53,6 +64,9 @@ def started(
             start_new_session=True,
         )
     try:
+        if cores is not None:
+            # It has one thread yet; those that it starts inherit this.
+            os.sched_setaffinity(process.pid, cores)
         yield f"http://127.0.0.1:{port}", process
     finally:
         with suppress(ProcessLookupError):
@@ -84,7 +98,11 @@ def wait_for(host: str, process: Any, path: str, limit_seconds: float) -> float:
 
 
 def cold_start(
-    wanted: scenario.ColdStart, api_key: str, say: Any = print, environment: Mapping[str, str] | None = None
+    wanted: scenario.ColdStart,
+    api_key: str,
+    say: Any = print,
+    environment: Mapping[str, str] | None = None,
+    cores: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """Start, ask for one picture, stop; as often as the scenario says.
 
@@ -93,7 +111,7 @@ def cold_start(
     """
     starts = []
     for number in range(wanted.starts):
-        with started(wanted.command, environment=environment) as (host, process):
+        with started(wanted.command, environment=environment, cores=cores) as (host, process):
             begun = time.perf_counter()
             wait_for(host, process, "/livez", wanted.limit_seconds)
             alive = time.perf_counter() - begun

@@ -38,6 +38,7 @@ def provenance(host: str) -> dict[str, Any]:
             "system": platform.platform(),
             "processor": _processor(),
             "cores": os.cpu_count(),
+            "generator_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             "memory_bytes": psutil.virtual_memory().total,
             "load_average": list(os.getloadavg()),
         },

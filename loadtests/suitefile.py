@@ -9,7 +9,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from loadtests import scenario
 
@@ -35,6 +44,8 @@ class Step(_Model):
 
     do: Literal["run", "search", "curve", "compare"]
     scenario: str
+    seconds: PositiveFloat
+    """How long it takes, a baseline's start included, the service's not; for the limit."""
     changes: dict[str, Any] = {}
     precision: PositiveFloat = 0.03
     shares: tuple[PositiveFloat, ...] = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
@@ -49,8 +60,6 @@ class Part(_Model):
     """Steps that share their servers."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    seconds: PositiveFloat
-    """How long it takes, start included; for the limit."""
     steps: Annotated[tuple[Step, ...], Field(min_length=1)]
 
 
@@ -60,6 +69,10 @@ class Suite(_Model):
     title: str
     serve: Command
     """Starts the service; `{port}` stands for a free port."""
+    start_seconds: PositiveFloat = 60
+    """How long that takes; for the limit."""
+    generator_cores: NonNegativeInt = 0
+    """Cores that are kept for the generator; the servers get the others."""
     environment: dict[str, str] = {}
     baselines: dict[str, Command] = {}
     architecture: Literal["sana", "bundled"] = "sana"
@@ -107,8 +120,9 @@ def _merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
-def fingerprint(suite: Suite, part: Part) -> str:
-    """Changes when what a part does changes."""
-    scenarios = [load_step(step).model_dump(mode="json") for step in part.steps]
-    whole = [part.model_dump(mode="json"), scenarios, suite.serve, suite.environment, suite.baselines]
+def fingerprint(suite: Suite, step: Step) -> str:
+    """Changes when what a step does changes."""
+    wanted = step.model_dump(mode="json", exclude={"seconds"})
+    started = suite.model_dump(mode="json", include={"serve", "environment", "baselines", "generator_cores"})
+    whole = [wanted, load_step(step).model_dump(mode="json"), started]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -31,9 +31,10 @@ def test_each_scenario_of_the_box_is_right(path):
 
 
 @pytest.mark.parametrize("path", sorted((BOX / "suites").glob("*.toml")), ids=lambda path: path.stem)
-def test_each_suite_of_the_box_is_right_and_its_parts_are_short(path):
+def test_each_suite_of_the_box_is_right_and_its_steps_are_short(path):
     loaded = suitefile.load_suite(path)
-    assert max(part.seconds for part in loaded.parts) < 540
+    # What a machine that is lent for ten minutes holds.
+    assert loaded.start_seconds + max(step.seconds for part in loaded.parts for step in part.steps) <= 540
 
 
 FAULTS = {
