@@ -200,7 +200,7 @@ def tiles(document: dict[str, Any]) -> list[dict[str, str]]:
             )
         if part["type"] == "comparison" and part["rows"]:
             row = part["rows"][0]
-            found.append(_tile(f"B / A, {row['name']}", f"{row['ratio']:.2f}", row["verdict"]))
+            found.append(_tile(f"{row['name']}, of {part['a']}'s", f"{row['ratio']:.2f}", row["verdict"]))
     if not found and document["parts"] and document["parts"][0]["type"] == "scenario":
         part = document["parts"][0]
         for row in part["repeats"][0]["endpoints"]:
