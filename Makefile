@@ -106,7 +106,7 @@ overload: $(VENV)/dev ## measure goodput and probes at 2, 5 and 10 times the cap
 	$(BIN)/python -m tests.chaos.overload --out results/overload.json
 
 .PHONY: soak
-soak: $(VENV)/dev ## half an hour at 80 % load: slopes of memory and open files
+soak: $(VENV)/dev ## three quarters of an hour at 80 % load: slopes of memory and open files
 	$(BIN)/python -m tests.chaos.soak --seconds 1800 --out results/soak.json
 
 .PHONY: sbom
