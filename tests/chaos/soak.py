@@ -4,10 +4,11 @@
 
 The warm-up is the same load, of which nothing is judged: memory reaches its height when requests first meet in every
 stage, which takes many minutes, and a leak goes on after it. Slopes are least squares over the least that the worker
-held in each minute, since connections come and go with the queue; the first tenth is left out. The p99 of the last third is set against the first's. Arrivals are evenly spaced:
-with Poisson's the p99 at this load is that of the longest queue, and tells which minutes of the machine were slow. The
-exit code is 1 where memory grows by more than 20 MB an hour, handles by more than 4, or the last third is more than
-10 % slower; over a few minutes the slopes are noise, and it is 0.
+held in each minute, since connections come and go with the queue; the first tenth is left out. The p99 of the last
+third is set against the first's. Arrivals are evenly spaced: with Poisson's the p99 at this load is that of the
+longest queue, and tells which minutes of the machine were slow. The exit code is 1 where memory grows by more than 20
+MB an hour, handles by more than 4, or the last third is more than 10 % slower; over a few minutes the slopes are
+noise, and it is 0.
 """
 
 from __future__ import annotations
