@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Queue, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -28,15 +28,13 @@ from sana_service.engine.errors import DeadlineExceeded, EngineError, JobCancell
 from sana_service.engine.faults import answers, forget_locals, is_out_of_memory
 from sana_service.engine.flight import Flight, Shot
 from sana_service.engine.job import Artifact
-from sana_service.metrics import OUT_OF_MEMORY, Shortage
+from sana_service.engine.work import DeviceWork
 
 if TYPE_CHECKING:
     from sana_service.engine.stages import Stages, StepTime
     from sana_service.models.names import ModelName
 
 _LOG = logging.getLogger("sana.engine")
-
-T = TypeVar("T")
 
 _IMAGES_AHEAD = 2
 """Decoded images that may wait to be finished."""
@@ -75,7 +73,7 @@ class DeviceLoop:
         self._queue = queue
         self._costs = costs
         self._cells = cells
-        self._gate = stages.gate
+        self._work = DeviceWork(stages)
         self._batcher: Batcher[DenoiseRow] = Batcher(cells)
         self._launched: deque[list[_Moved]] = deque()
         self._begun: deque[tuple[Flight, list[DenoiseRow]] | None] = deque()
@@ -136,7 +134,7 @@ class DeviceLoop:
             try:
                 self._check(flight)
                 flight.begins("text")
-                rows, seconds = self._on_device("text", partial(self._stages.begin, flight))
+                rows, seconds = self._work.run("text", partial(self._stages.begin, flight))
                 flight.spent("text", seconds)
                 flight.idles()
             except BaseException as error:
@@ -204,7 +202,7 @@ class DeviceLoop:
         key = rows[0].key
         try:
             step = partial(self._stages.step, rows)
-            ended, _ = self._on_device("denoise", step, alone_if_short=len(rows) == 1, settle=False)
+            ended, _ = self._work.run("denoise", step, alone_if_short=len(rows) == 1, settle=False)
         except BaseException as error:
             self._step_failed(rows, error)
             return
@@ -290,11 +288,11 @@ class DeviceLoop:
             try:
                 self._check(shot.flight)
                 if shot.preview is not None:
-                    self._on_device("decode", partial(self._stages.preview, shot))
+                    self._work.run("decode", partial(self._stages.preview, shot))
                 else:
                     shot.flight.begins("decode")
                     in_tiles = partial(self._stages.decode, shot, tiled=True)
-                    image, seconds = self._on_device("decode", partial(self._stages.decode, shot), last_resort=in_tiles)
+                    image, seconds = self._work.run("decode", partial(self._stages.decode, shot), last_resort=in_tiles)
                     shot.flight.spent("decode", seconds)
                     self._decoded.put((shot, image, seconds))
                     del image, in_tiles
@@ -310,12 +308,12 @@ class DeviceLoop:
             try:
                 self._check(flight)
                 flight.begins("safety")
-                flagged, safety_seconds = self._on_device("finish", partial(self._stages.flag, flight.job, image))
+                flagged, safety_seconds = self._work.run("finish", partial(self._stages.flag, flight.job, image))
                 flight.spent("safety", safety_seconds)
                 flight.flagged[shot.image] = flagged
                 self._check(flight)
                 flight.begins("resize")
-                _, resize_seconds = self._on_device("finish", partial(self._stages.resize, shot, image))
+                _, resize_seconds = self._work.run("finish", partial(self._stages.resize, shot, image))
                 flight.spent("resize", resize_seconds)
             except BaseException as error:
                 self._fail(flight, error)
@@ -333,42 +331,6 @@ class DeviceLoop:
         if self._stopping.is_set() or self.lost:
             raise NotReady("the device is lost" if self.lost else "the engine stopped")
         flight.ticket.require_alive()
-
-    def _on_device(
-        self,
-        stage: Shortage,
-        work: Callable[[], T],
-        *,
-        alone_if_short: bool = True,
-        last_resort: Callable[[], T] | None = None,
-        settle: bool = True,
-    ) -> tuple[T, float]:
-        """Do a piece of work up to when the device has finished it; its result and the seconds it took.
-
-        Args:
-            alone_if_short: where memory runs out, try once more with no other stage on the device.
-            last_resort: tried after that, likewise.
-            settle: False for work that itself waits for the device as far as it must.
-        """
-        attempts = [work, *([work] if alone_if_short else []), *([last_resort] if last_resort else [])]
-        for number, attempt in enumerate(attempts):
-            with self._gate.shared() if number == 0 else self._gate.alone():
-                try:
-                    if number:
-                        self._stages.release_memory()
-                    started = time.perf_counter()
-                    result = attempt()
-                    if settle:
-                        self._stages.synchronize()
-                    return result, time.perf_counter() - started
-                except BaseException as error:
-                    short = is_out_of_memory(error)
-                    if short:
-                        OUT_OF_MEMORY.labels(stage).inc()
-                    if number == len(attempts) - 1 or not short:
-                        raise
-                    forget_locals(error)
-        raise AssertionError("unreachable")
 
     def _fail(self, flight: Flight, error: BaseException) -> None:
         """End a job with an error, which may be told differently; or let another device begin it anew."""
