@@ -27,6 +27,7 @@ from loadtests.harness import KEY_VARIABLE, Harness, HarnessError, Options, chec
 from loadtests.provenance import provenance
 from loadtests.revisions import serving
 from loadtests.suite import Place, assemble, run_suite
+from loadtests.suitefile import load_suite
 from loadtests.trial import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_SLOWER, EXIT_USAGE, Floor, judged, run_scenario
 
 EXIT_LEFT = 75
@@ -212,11 +213,12 @@ def compare(arguments: argparse.Namespace) -> int:
 def suite(arguments: argparse.Namespace) -> int:
     """Run the parts of a suite that are left."""
     options = _options(arguments, "")
+    wanted = load_suite(arguments.file)
     place = Place(arguments.out, options, _floor(arguments), say, arguments.limit_seconds, arguments.again)
     try:
-        document, left = run_suite(arguments.file, place)
+        document, left = run_suite(wanted, place)
     except KeyboardInterrupt:
-        _finish(arguments, assemble(arguments.file, arguments.out, options.host), options.api_key)
+        _finish(arguments, assemble(wanted, arguments.out, options.host), options.api_key)
         raise
     code = _finish(arguments, document, options.api_key)
     if left:

@@ -27,7 +27,7 @@ from loadtests.explore import at_rate, draw_curve, find_capacity, rate_of
 from loadtests.floor import ARCHITECTURES
 from loadtests.harness import Harness, HarnessError, Options
 from loadtests.provenance import provenance
-from loadtests.suitefile import Part, Step, Suite, fingerprint, load_step, load_suite
+from loadtests.suitefile import Part, Step, Suite, fingerprint, load_step
 from loadtests.trial import Floor, Say, judged, run_scenario
 
 _READY_SECONDS = 480.0
@@ -54,16 +54,12 @@ class Place:
     again: bool = False
 
 
-def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
+def run_suite(suite: Suite, place: Place) -> tuple[dict[str, Any], list[str]]:
     """Run the steps that have no result yet; the whole document, and the names of the parts that are left.
 
     A part whose server does not start is in the document as failed, and is run again by the next call.
-
-    Raises:
-        ScenarioError: the suite is wrong.
     """
     begun = time.monotonic()
-    suite = load_suite(path)
     place.folder.mkdir(parents=True, exist_ok=True)
     if place.again:
         for part in suite.parts:
@@ -82,7 +78,7 @@ def run_suite(path: Path, place: Place) -> tuple[dict[str, Any], list[str]]:
             except HarnessError as error:
                 place.say(f"part {part.name}: {error}")
                 failed.append({"type": "failed", "name": part.name, "failures": [str(error)]})
-    document = assemble(path, place.folder, place.options.host)
+    document = assemble(suite, place.folder, place.options.host)
     return document | {"parts": document["parts"] + failed}, left
 
 
@@ -98,13 +94,8 @@ def _measured_floor(suite: Suite, say: Say) -> Floor | None:
     return Floor(ARCHITECTURES[suite.architecture], rate["tflops"] * 1e12, origin)
 
 
-def assemble(path: Path, folder: Path, host: str) -> dict[str, Any]:
-    """The document of all steps that have a result.
-
-    Raises:
-        ScenarioError: the suite is wrong.
-    """
-    suite = load_suite(path)
+def assemble(suite: Suite, folder: Path, host: str) -> dict[str, Any]:
+    """The document of all steps that have a result."""
     done = [step for part in suite.parts for step in _done(suite, part, folder)]
     made = [step["provenance"] for step in done]
     return {
@@ -123,7 +114,7 @@ def _file(folder: Path, part: Part) -> Path:
 def _done(suite: Suite, part: Part, folder: Path) -> list[dict[str, Any]]:
     """The results of a part's first steps, as far as they are there and the suite says the same of them."""
     file = _file(folder, part)
-    kept = json.loads(file.read_text(encoding="utf-8"))["steps"] if file.exists() else []
+    kept = json.loads(file.read_text(encoding="utf-8")).get("steps", []) if file.exists() else []
     pairs = zip(kept, part.steps, strict=False)
     return [each for each, _ in takewhile(lambda pair: pair[0]["fingerprint"] == fingerprint(suite, pair[1]), pairs)]
 
@@ -165,7 +156,8 @@ class _PartRun:
             self._place.say(f"part {self._part.name}: done before")
             return True
         if self._fits(steps[0]):
-            expected = self._suite.start_seconds + sum(step.seconds for step in steps)
+            start = self._suite.start_seconds if any(_needs_server(step) for step in steps) else 0.0
+            expected = start + sum(step.seconds for step in steps)
             self._place.say(f"part {self._part.name}: about {expected:.0f} s")
         with ExitStack() as stack:
             for step in steps:

@@ -1,7 +1,7 @@
 // @fal-ai/client, unchanged: a request middleware sends its two hosts to the service under test.
 import { createFalClient, ApiError } from "@fal-ai/client";
 
-const host = process.env.SANA_HOST;
+const host = process.env.FAL_TEST_HOST;
 const fal = createFalClient({
   credentials: "test-key",
   requestMiddleware: async (request) => ({

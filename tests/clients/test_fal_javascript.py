@@ -10,7 +10,7 @@ from tests.services import REPOSITORY
 
 def test_run_subscribe_stream_and_cancel(fal_server):
     require_package("@fal-ai/client")
-    environment = fal_server.environment | {"SANA_HOST": fal_server.host}
+    environment = fal_server.environment | {"FAL_TEST_HOST": fal_server.host}
     printed = run_script(REPOSITORY / "tests" / "clients" / "fal.mjs", environment, 120)
     answer = json.loads(printed.splitlines()[-1])
     assert answer["ran"]["data"]["seed"] == answer["subscribed"]["data"]["seed"] == 7

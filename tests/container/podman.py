@@ -25,7 +25,7 @@ u.urlopen("http://127.0.0.1:3000/readyz", timeout=5)
 """
 HEALTH = f"python -c '{HEALTH_SCRIPT.strip()}'"
 _UNIFIED = Path("/sys/fs/cgroup/unified")
-_INSIDE = "SANA_PROOF_NAMESPACE"
+_INSIDE = "CONTAINER_PROOF_NAMESPACE"
 
 
 def call(*arguments: str, check: bool = True) -> str:

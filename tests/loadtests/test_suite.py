@@ -122,6 +122,14 @@ def test_a_suite_resumes_at_the_step_that_is_left(tmp_path):
     assert changed.result()["parts"][0] == cancellations
 
 
+def test_a_part_of_another_form_is_done_anew(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "part-first.json").write_text('{"fingerprint": "of an older version", "parts": []}')
+    done = run_suite(tmp_path, write_suite(tmp_path), "--limit-seconds", "1")
+    assert done.code == 75, done.said
+    assert done.lines[-1] == "left for the next call: first, second"
+
+
 def test_a_suite_that_is_stopped_keeps_what_it_has_and_stops_its_servers(tmp_path):
     path = write_suite(tmp_path, compared=60)
     command = [sys.executable, "-m", "loadtests", "suite", str(path), "--out", str(tmp_path / "results")]
