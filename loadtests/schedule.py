@@ -7,8 +7,11 @@ loop, where nobody knows beforehand how many there will be.
 
 from __future__ import annotations
 
+import math
 import random
+from bisect import bisect
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import numpy as np
 from loadtests import arrivals, scenario
 from loadtests.contract import Endpoint, Expected, size_field
 from loadtests.prompts import Prompts
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Source:
     def planned(self, index: int, at_seconds: float | None = None) -> Planned:
         """Request number `index`."""
         draw = random.Random(f"{self.load.seed}/{self.repeat}/{index}")
-        wanted = draw.choices(self.load.requests, [each.weight for each in self.load.requests])[0]
+        wanted = self._class(index, draw)
         prompt = Prompts(reuse=wanted.prompt_reuse, mark=self.mark).draw(draw)
         seed = {"distinct": draw.getrandbits(32), "fixed": wanted.seed, "server": None}[wanted.seed_mode]
         leaves, reads_slowly = draw.random() < wanted.cancel_share, draw.random() < wanted.slow_share
@@ -83,6 +88,19 @@ class Source:
             cancel_after_seconds=cancel_after if leaves else None,
             read_bytes_per_second=wanted.slow_bytes_per_second if reads_slowly else None,
         )
+
+    def _class(self, index: int, draw: random.Random) -> scenario.RequestClass:
+        """Which of the mix request `index` is.
+
+        In an open loop each is drawn, so that every class has arrivals of the scenario's process. In a closed one
+        that would make the rate of a class a matter of luck: there any stretch of requests holds the classes in
+        their shares, as far as whole numbers go (multiples of the golden ratio are spread evenly).
+        """
+        share = draw.random()
+        if isinstance(self.load, scenario.ClosedLoop):
+            share = (random.Random(f"{self.load.seed}/{self.repeat}").random() + index * _GOLDEN) % 1.0
+        weights = list(accumulate(each.weight for each in self.load.requests))
+        return self.load.requests[bisect(weights, share * weights[-1], hi=len(weights) - 1)]
 
     def times(self) -> arrivals.Times:
         """When the requests of an open loop are due.

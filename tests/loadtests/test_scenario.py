@@ -113,6 +113,21 @@ def test_requests_depend_on_seed_repeat_and_index_alone(tmp_path):
     assert source.planned(7).body["prompt"] != Source(loaded, 0, "n").planned(7).body["prompt"]
 
 
+def test_a_closed_loop_has_each_class_in_its_share_of_any_stretch(tmp_path):
+    path = tmp_path / "closed.toml"
+    classes = [f'[[requests]]\nendpoint = "sprint"\nweight = {weight}\nnum_images = {weight}' for weight in (1, 2, 4)]
+    path.write_text('name = "closed"\nkind = "single_stream"\nduration_seconds = 1\n' + "\n".join(classes))
+    loaded = scenario.load(path)
+    assert isinstance(loaded, scenario.SingleStream)
+    for repeat in range(20):
+        source = Source(loaded, repeat, "m")
+        found = [source.planned(index).body["num_images"] for index in range(140)]
+        for start in range(0, 140, 14):
+            stretch = found[start : start + 14]
+            assert [stretch.count(weight) for weight in (1, 2, 4)] == pytest.approx([2, 4, 8], abs=1)
+    assert found != [Source(loaded, 0, "m").planned(index).body["num_images"] for index in range(140)]
+
+
 def test_prompts_are_reused_as_often_as_is_asked(tmp_path):
     path = tmp_path / "right.toml"
     path.write_text(RIGHT + "prompt_reuse = 0.5")

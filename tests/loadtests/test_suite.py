@@ -41,7 +41,7 @@ changes = {{ duration_seconds = 1.2, warm_up_seconds = 0.2, arrivals = {{ rate =
 [[parts.steps]]
 do = "compare"
 scenario = "single-stream.toml"
-seconds = 15
+seconds = 16
 against = "slow"
 changes = {{ duration_seconds = {compared}, warm_up_seconds = 0 }}
 
