@@ -22,7 +22,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sana_service import __version__
@@ -58,9 +58,6 @@ StorageOperation = Literal["put", "open", "delete", "expire"]
 
 Delivery = Literal["delivered", "failed", "given_up"]
 """What came of an attempt to call a webhook; `given_up` is the last failure."""
-
-Shortage = Literal["text", "denoise", "decode", "finish"]
-"""The stage that ran out of device memory."""
 
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -125,12 +122,6 @@ STEPS = Counter(
     "sana_denoise_steps", "Denoising steps of completed requests, of each image.", ["model"], registry=REGISTRY
 )
 BILLABLE_UNITS = Counter("sana_billable_units", "Sum of the header x-fal-billable-units.", ["model"], registry=REGISTRY)
-OUT_OF_MEMORY = Counter(
-    "sana_out_of_memory",
-    "Times that a stage ran out of device memory, whether or not the request survived it.",
-    ["stage"],
-    registry=REGISTRY,
-)
 
 STORAGE_RETRIES = Counter(
     "sana_storage_retries",
@@ -161,8 +152,6 @@ for _model in MODELS:
         IMAGES.labels(_model, _format)
     for _metric in (REQUEST_SECONDS, BATCH_IMAGES, FLAGGED_IMAGES, PIXELS, STEPS, BILLABLE_UNITS):
         _metric.labels(_model)
-for _shortage in get_args(Shortage):
-    OUT_OF_MEMORY.labels(_shortage)
 for _operation in get_args(StorageOperation):
     STORAGE_ERRORS.labels(_operation)
     if _operation != "expire":  # remote files expire by the bucket's own rule
@@ -200,7 +189,7 @@ def count_answer(model: ModelName, request: BaseInput, output: Output, units: in
 
 
 class LiveState(Collector):
-    """Gauges that are read when somebody looks; one for the process.
+    """What is read when somebody looks; one for the process.
 
     Args:
         ready: whether the service takes requests.
@@ -248,6 +237,7 @@ class LiveState(Collector):
         lost = engine.devices_lost if engine else 0
         yield _gauge("sana_devices_lost", "Devices that failed for good.", float(lost))
         yield from _memory(engine)
+        yield _shortages(engine)
         info = GaugeMetricFamily("sana_build_info", "1, with what runs.", labels=["version", "python"])
         info.add_metric([__version__, platform.python_version()], 1.0)
         yield info
@@ -255,6 +245,17 @@ class LiveState(Collector):
 
 def _gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, help_text, value=value)
+
+
+def _shortages(engine: Engine | None) -> CounterMetricFamily:
+    family = CounterMetricFamily(
+        "sana_out_of_memory",
+        "Times that a stage ran out of device memory, whether or not the request survived it.",
+        labels=["stage"],
+    )
+    for stage, times in (engine.shortages() if engine else {}).items():
+        family.add_metric([stage], float(times))
+    return family
 
 
 def _memory(engine: Engine | None) -> Iterator[Metric]:
@@ -301,7 +302,7 @@ class Described:
 
 
 def catalogue() -> list[Described]:
-    """All metrics, the live gauges as they are before the models are loaded."""
+    """All metrics, the live ones as they are before the models are loaded."""
     from sana_service.images import Encoder
 
     encoder = Encoder(workers=1)
@@ -328,7 +329,10 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-_LABELS = {f"sana_device_memory_{kind}_bytes": ("device",) for kind in ("allocated", "reserved", "peak")}
+_LABELS = {
+    **{f"sana_device_memory_{kind}_bytes": ("device",) for kind in ("allocated", "reserved", "peak")},
+    "sana_out_of_memory_total": ("stage",),
+}
 """Of metrics that have no sample where the table is made."""
 
 

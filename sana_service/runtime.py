@@ -33,7 +33,8 @@ from sana_service.engine.engine import Engine
 from sana_service.engine.errors import NotReady
 from sana_service.generation import Extras, Generation, output_model
 from sana_service.images import Encoder
-from sana_service.jobs.once import Answer, Once, Settle, fingerprint, key_name, open_keys
+from sana_service.jobs.keys import Answer
+from sana_service.jobs.once import Once, Settle, fingerprint, key_name, open_keys
 from sana_service.jobs.record import StoreError
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store

@@ -32,6 +32,9 @@ class Idle:
     def memory_bytes(self) -> dict[str, dict[str, int]]:
         return {"cuda:0": {"allocated": 1, "reserved": 2, "peak": 3}}
 
+    def shortages(self) -> dict[str, int]:
+        return {"text": 0, "decode": 5}
+
 
 @pytest.fixture
 def exposition():
@@ -57,7 +60,7 @@ def test_names_have_the_prefix_base_units_and_help(exposition):
         assert not name.endswith(("_ms", "_millis", "_mb", "_percent")), name
 
 
-def test_live_gauges_are_the_engines(exposition):
+def test_the_live_figures_are_the_engines(exposition):
     families = exposition()
     expected = {
         "sana_ready": 1, "sana_queue_jobs": 3, "sana_queue_capacity_jobs": 64, "sana_running_jobs": 2,
@@ -68,6 +71,8 @@ def test_live_gauges_are_the_engines(exposition):
     assert {name: families[name].samples[0].value for name in expected} == expected
     waits = {s.labels["model"]: s.value for s in families["sana_predicted_wait_seconds"].samples}
     assert waits == {"base": 7.5, "sprint": 0.5}
+    short = {(s.name, s.labels["stage"]): s.value for s in families["sana_out_of_memory"].samples}
+    assert short == {("sana_out_of_memory_total", "text"): 0, ("sana_out_of_memory_total", "decode"): 5}
 
 
 def test_what_is_not_completed_is_counted_by_why_too():

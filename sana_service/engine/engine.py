@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sana_service.engine.admission import Downstream, JobQueue
 from sana_service.engine.costs import Costs
@@ -14,6 +14,7 @@ from sana_service.engine.job import Artifact, Job
 from sana_service.engine.limits import Limits, default_limits
 from sana_service.engine.loop import DeviceLoop
 from sana_service.engine.stages import Stages
+from sana_service.engine.work import Work
 
 if TYPE_CHECKING:
     from sana_service.models.checkpoint import Models
@@ -142,6 +143,11 @@ class Engine:
     def memory_bytes(self) -> dict[str, dict[str, int]]:
         """Of each CUDA device: what tensors hold (`allocated`), the process holds (`reserved`), and the `peak`."""
         return {str(loop.device): figures for loop in self._loops if (figures := loop.memory_bytes())}
+
+    def shortages(self) -> dict[Work, int]:
+        """How often each kind of work ran out of device memory, whether or not its job survived it."""
+        each = [loop.shortages for loop in self._loops]
+        return {work: sum(one[work] for one in each) for work in get_args(Work)}
 
     @property
     def devices(self) -> int:

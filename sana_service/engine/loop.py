@@ -28,7 +28,7 @@ from sana_service.engine.errors import DeadlineExceeded, EngineError, JobCancell
 from sana_service.engine.faults import answers, forget_locals, is_out_of_memory
 from sana_service.engine.flight import Flight, Shot
 from sana_service.engine.job import Artifact
-from sana_service.engine.work import DeviceWork
+from sana_service.engine.work import DeviceWork, Work
 
 if TYPE_CHECKING:
     from sana_service.engine.stages import Stages, StepTime
@@ -99,6 +99,11 @@ class DeviceLoop:
     def memory_bytes(self) -> dict[str, int]:
         """What a CUDA device's tensors hold, and the process; empty on a CPU."""
         return self._stages.memory_bytes()
+
+    @property
+    def shortages(self) -> Mapping[Work, int]:
+        """How often each kind of work ran out of the device's memory."""
+        return self._work.shortages
 
     def prepare(self) -> None:
         """Make ready what most requests need. Blocks."""

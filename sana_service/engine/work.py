@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from sana_service.engine.faults import forget_locals, is_out_of_memory
-from sana_service.metrics import OUT_OF_MEMORY, Shortage
 
 if TYPE_CHECKING:
     from sana_service.engine.stages import Stages
 
 T = TypeVar("T")
+
+Work = Literal["text", "denoise", "decode", "finish"]
+"""What a loop's threads do on a device; `finish` is all that comes after decoding."""
 
 
 class DeviceWork:
@@ -24,10 +27,18 @@ class DeviceWork:
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
+        self._lock = threading.Lock()
+        self._shortages: dict[Work, int] = dict.fromkeys(get_args(Work), 0)
+
+    @property
+    def shortages(self) -> Mapping[Work, int]:
+        """How often each ran out of memory so far, whether or not a later attempt had enough."""
+        with self._lock:
+            return dict(self._shortages)
 
     def run(
         self,
-        stage: Shortage,
+        stage: Work,
         work: Callable[[], T],
         *,
         alone_if_short: bool = True,
@@ -60,7 +71,8 @@ class DeviceWork:
                 except BaseException as error:
                     short = is_out_of_memory(error)
                     if short:
-                        OUT_OF_MEMORY.labels(stage).inc()
+                        with self._lock:
+                            self._shortages[stage] += 1
                     if number == len(attempts) - 1 or not short:
                         raise
                     forget_locals(error)

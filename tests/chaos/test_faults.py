@@ -32,16 +32,27 @@ def is_picture(http: httpx.Client, answer: httpx.Response) -> bool:
     return bool(np.asarray(Image.open(io.BytesIO(http.get(url).content))).std() > 5)
 
 
+def shortages(http: httpx.Client, stage: str) -> float:
+    """What `/metrics` says of a stage."""
+    line = next(
+        line
+        for line in http.get("/metrics").text.splitlines()
+        if line.startswith(f'sana_out_of_memory_total{{stage="{stage}"}}')
+    )
+    return float(line.split()[-1])
+
+
 @pytest.mark.parametrize("stage", ["text", "denoise", "decode"])
 def test_a_device_out_of_memory_is_503_for_its_request_alone(faulty: Faulty, stage: str) -> None:
     with faulty.client() as http:
-        before = faulty.files()
+        before, counted = faulty.files(), shortages(http, stage)
         answer = draw(http, f"fault:oom-{stage}")
         assert answer.status_code == 503
         assert "too little memory" in answer.json()["detail"]
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.headers["x-fal-billable-units"] == "0"
         assert faulty.files() == before
+        assert shortages(http, stage) > counted
         assert is_picture(http, draw(http, "a circle"))
 
 

@@ -213,6 +213,7 @@ def test_out_of_memory_ends_its_job_alone_and_frees_what_it_held(failure, models
     assert error.__cause__ is not None
     # Among others, then alone, then in tiles.
     assert [reference() for reference in held_tensors] == [None] * 3
+    assert engine.shortages() == {"text": 0, "denoise": 0, "decode": 3, "finish": 0}
     monkeypatch.setattr(vae, "decode", decode)
     assert works(engine)
 

@@ -11,7 +11,8 @@ import pytest
 
 from sana_service.contract.errors import DeadlinePassed, Overloaded, Unavailable
 from sana_service.contract.idempotency import InvalidKey, KeyReused, Superseded, read_idempotency_key
-from sana_service.jobs.once import MAX_WAITING, Answer, KeyStore, MemoryKeys, Once, Settle, fingerprint, key_name
+from sana_service.jobs.keys import Answer, KeyStore, MemoryKeys
+from sana_service.jobs.once import MAX_WAITING, Once, Settle, fingerprint, key_name
 from sana_service.jobs.record import StoreError
 
 ANSWER = Answer('{"images": []}', {"x-fal-billable-units": "1"})
@@ -23,7 +24,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[KeyStore]:
     if request.param == "memory":
         yield MemoryKeys()
         return
-    from sana_service.jobs.once_redis import RedisKeys
+    from sana_service.jobs.keys_redis import RedisKeys
 
     keys = RedisKeys(request.getfixturevalue("redis_url"))
     yield keys

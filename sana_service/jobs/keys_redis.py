@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from sana_service.jobs.once import Answer, Held
+from sana_service.jobs.keys import Answer, Held
 from sana_service.jobs.record import StoreError
 from sana_service.jobs.redis import connect
 
