@@ -121,6 +121,10 @@ bench: $(VENV)/dev ## measure everything for a minute on the bundled model
 bench-engine: $(VENV)/dev ## compare the engine with the stock pipelines on this CPU
 	$(BIN)/python -m tests.performance.engine
 
+.PHONY: bench-devices
+bench-devices: $(VENV)/dev ## measure the scheduler before one to eight simulated devices
+	$(BIN)/python -m tests.performance.devices
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/dev ## compare the engine with the stock pipelines on this GPU; again until nothing is left
 	$(BIN)/python -m tests.performance.gpu

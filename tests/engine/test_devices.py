@@ -6,7 +6,6 @@ The stages take a known time and compute nothing, so what is missing from n time
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import wait
 from typing import Any
 
@@ -19,6 +18,7 @@ from sana_service.engine.errors import NotReady
 from sana_service.models.checkpoint import Models
 from tests.engine.simulated import SimulatedEngine, SimulatedStages
 from tests.pairs import job
+from tests.performance.devices import Pace, throughput
 
 SECONDS = 60
 
@@ -27,21 +27,13 @@ def small(model: str, **changes: Any) -> Any:
     return job(model=model, width=64, height=64, **{"num_inference_steps": 2, **changes})
 
 
-def throughput(devices: int, model: str, jobs: int) -> float:
-    """Jobs a second of devices that make 20 to 25 images a second each."""
-    step, image = (0.04, 0.04) if model == "base" else (0.03, 0.04)
-    requests = [small(model) for _ in range(jobs)]
-    with SimulatedEngine([SimulatedStages(step, image) for _ in range(devices)]) as engine:
-        started = time.perf_counter()
-        wait([engine.queue.put(request) for request in requests], SECONDS)
-        return jobs / (time.perf_counter() - started)
-
-
 @pytest.mark.timing
 @pytest.mark.parametrize("model", ["base", "sprint"])
 def test_eight_devices_are_seven_times_as_fast_as_one(model: str):
-    alone = throughput(1, model, 40)
-    assert max(throughput(8, model, 320) for _ in range(2)) >= 7 * alone
+    step_seconds, image_seconds = (0.04, 0.04) if model == "base" else (0.03, 0.04)
+    pace = Pace(model, 2, step_seconds, image_seconds, jobs=40, latency_jobs=0)
+    alone = throughput(pace, 1)
+    assert max(throughput(pace, 8) for _ in range(2)) >= 7 * alone
 
 
 def test_few_jobs_are_spread_over_the_devices():

@@ -1,4 +1,4 @@
-"""Several GPUs of one machine behind one queue: images a second with one of them, and with all.
+"""Several GPUs of one machine behind one queue: images a second with 1, 2, 4 and so on of them.
 
 Full size, random weights. Square pictures from submit to pixels on the host; at the default size as JPEG, encoded as
 the service does.
@@ -18,31 +18,31 @@ from sana_service.images import Encoder
 from sana_service.models.load import load_models
 from tests.performance.gpu.bench import DEFAULT, SQUARE, Requests, Results, run_part
 
-COUNTS = (("base", SQUARE, 20), ("sprint", SQUARE, 96), ("sprint", DEFAULT, 96))
+REQUESTS = (("base", SQUARE, 20), ("sprint", SQUARE, 96), ("sprint", DEFAULT, 96))
 """Pictures for each GPU: some seconds."""
 
 
 def measure(results: Results) -> None:
-    """One, all, all, one."""
-    sets = [
-        load_models("random", "", "", None, None, f"cuda:{i}", progress=False) for i in range(torch.cuda.device_count())
-    ]
+    """Each number of devices twice, upwards and downwards again, so that drift hurts all alike."""
+    present = torch.cuda.device_count()
+    counts = [2**power for power in range(present.bit_length())]
+    sets = [load_models("random", "", "", None, None, f"cuda:{i}", progress=False) for i in range(counts[-1])]
     engines = {}
-    for count in (1, len(sets)):
+    for count in counts:
         engine = Engine(sets[:count], safety=None, nsfw_threshold=0.5, max_queue=1024)
         began = time.perf_counter()
         engine.start()
         results.note(f"{count} devices, prepare_seconds", time.perf_counter() - began)
         engines[count] = Requests(engine)
     encoder = Encoder()
-    for model, size, images in COUNTS:
-        rates: dict[int, list[float]] = {count: [] for count in engines}
-        for count in (1, len(sets), len(sets), 1):
+    for model, size, images in REQUESTS:
+        rates: dict[int, list[float]] = {count: [] for count in counts}
+        for count in counts + counts[::-1]:
             _pictures(engines[count], encoder, model, size, count * images // 4)
             rates[count].append(_pictures(engines[count], encoder, model, size, count * images))
-        one, all_of_them = (statistics.mean(rates[count]) for count in engines)
-        found = {"one": one, "all": all_of_them, "times": all_of_them / one}
-        results.note(f"{model} {size[0]}x{size[1]}, images a second", found)
+        means = {count: statistics.mean(each) for count, each in rates.items()}
+        found = {str(count): {"rate": rate, "times": rate / means[1]} for count, rate in means.items()}
+        results.note(f"{model} {size[0]}x{size[1]}, images a second by devices", found)
     for requests in engines.values():
         requests.engine.stop()
     encoder.close()
