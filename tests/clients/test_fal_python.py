@@ -101,10 +101,14 @@ attempt(lambda: fal_client.result("fal-ai/sana", "0" * 32))
 attempt(lambda: fal_client.submit("fal-ai/sana", {"prompt": "a"}, webhook_url="https://metadata.internal/x"))
 attempt(lambda: fal_client.submit("fal-ai/sana", {"prompt": "a"}, headers={"X-Fal-Store-IO": "0"}))
 attempt(lambda: fal_client.SyncClient(key="wrong").submit("fal-ai/sana", {"prompt": "a"}))
-late = fal_client.submit("fal-ai/sana", json.loads('''SLOW'''))
+busy = [fal_client.submit("fal-ai/sana", json.loads('''SLOW''')) for _ in range(4)]
 hasty = fal_client.submit("fal-ai/sana", {"prompt": "a", "image_size": "square"}, start_timeout=1.1)
 attempt(hasty.get)
-late.cancel()
+for one in busy:
+    try:
+        one.cancel()
+    except fal_client.FalClientHTTPError as error:
+        assert error.response.json() == {"status": "ALREADY_COMPLETED"}
 print(json.dumps({"caught": caught, "error": status.error, "error_type": status.error_type}))
 """.replace("SLOW", SLOW)
 
