@@ -6,6 +6,8 @@ would take every file handle. Here
 * a request must be whole `request_seconds` after its first byte, the first one after the connection opened, or it is
   answered 408;
 * a client must take `stall_bytes` of its answer in each `stall_seconds`, or the connection is cut;
+* a connection without a request stays open for `idle_seconds`, unless the server was told another time: uvicorn's own
+  five seconds are less than what balancers keep theirs for, and one that sends as the other side closes answers 502;
 * at the end of the process a connection that takes nothing more for `closing_seconds` is cut.
 
 What is no HTTP is 400, headers that never end are 431, and an upgrade to another protocol is ignored: there is no
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import inspect
 import json
 import struct
 import termios
@@ -24,6 +27,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
+from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from sana_service.contract.billing import BILLING_HEADER
@@ -33,11 +37,14 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 16 * 1024
 
+_UVICORNS_IDLE_SECONDS: int = inspect.signature(Config).parameters["timeout_keep_alive"].default
+
 
 class Connection(H11Protocol):
     """As uvicorn calls it. The limits are attributes, so that a test can have shorter ones."""
 
     request_seconds = 30.0
+    idle_seconds = 75.0
     stall_seconds = 20.0
     stall_bytes = 160 * 1024
     closing_seconds = 10.0
@@ -45,6 +52,8 @@ class Connection(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        if self.timeout_keep_alive == _UVICORNS_IDLE_SECONDS:
+            self.timeout_keep_alive = self.idle_seconds  # type: ignore[assignment]  # a timer's seconds
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; it owes a request."""

@@ -25,6 +25,7 @@ BIG = 24 * 1024 * 1024
 
 class Hasty(Connection):
     request_seconds = 0.4
+    idle_seconds = 0.6
     stall_seconds = 0.2
     closing_seconds = 0.3
 
@@ -63,9 +64,9 @@ class App:
 class Served:
     """A uvicorn in a thread."""
 
-    def __init__(self, protocol: type[Connection]) -> None:
+    def __init__(self, protocol: type[Connection], **options: Any) -> None:
         self.app = App()
-        config = uvicorn.Config(self.app, http=protocol, port=0, lifespan="off", log_config=None)
+        config = uvicorn.Config(self.app, http=protocol, port=0, lifespan="off", log_config=None, **options)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
@@ -98,8 +99,8 @@ class Served:
 
 
 @contextmanager
-def served(protocol: type[Connection]) -> Iterator[Served]:
-    one = Served(protocol)
+def served(protocol: type[Connection], **options: Any) -> Iterator[Served]:
+    one = Served(protocol, **options)
     try:
         yield one
     finally:
@@ -172,6 +173,30 @@ def test_a_whole_request_may_take_its_time(hasty: Served) -> None:
             while not received.endswith(b"\r\n\r\nxx"):
                 received += client.recv(1000)
             assert received.startswith(b"HTTP/1.1 200")
+
+
+def idle_seconds_of(server: Served) -> float:
+    """How long a connection is left open after an answer."""
+    with server.socket() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = b""
+        while not received.endswith(b"\r\n\r\nxx"):
+            received += client.recv(1000)
+        answered = time.monotonic()
+        assert client.recv(1000) == b""
+        return time.monotonic() - answered
+
+
+def test_an_idle_connection_stays_open_for_longer_than_a_balancer_keeps_it() -> None:
+    aws_load_balancer_seconds = ingress_nginx_seconds = 60
+    assert Connection.idle_seconds > max(aws_load_balancer_seconds, ingress_nginx_seconds)
+    with served(Hasty) as server:
+        assert idle_seconds_of(server) == pytest.approx(Hasty.idle_seconds, abs=0.5)
+
+
+def test_the_operator_may_say_how_long_an_idle_connection_stays_open() -> None:
+    with served(Connection, timeout_keep_alive=1) as server:
+        assert idle_seconds_of(server) == pytest.approx(1, abs=0.5)
 
 
 def test_a_client_that_does_not_read_is_cut_off(hasty: Served) -> None:
