@@ -125,6 +125,10 @@ bench-engine: $(VENV)/dev ## compare the engine with the stock pipelines on this
 bench-devices: $(VENV)/dev ## measure the scheduler before one to eight simulated devices
 	$(BIN)/python -m tests.performance.devices
 
+.PHONY: bench-served
+bench-served: $(VENV)/dev ## measure the whole service before one to eight simulated devices; wants sixteen cores
+	$(BIN)/python -m tests.performance.served
+
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/dev ## compare the engine with the stock pipelines on this GPU; again until nothing is left
 	$(BIN)/python -m tests.performance.gpu
