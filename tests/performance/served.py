@@ -1,10 +1,11 @@
-"""The whole service before one to eight simulated devices, by the harness: `python -m tests.performance.served`.
+"""The whole service before one to eight devices, by the harness: `python -m tests.performance.served`.
 
-What `tests.performance.devices` says of the queue, this says of a process: HTTP, BentoML, encoding and storage are
-real, the devices take an H100's time (`tests.performance.served_devices`). Throughput closed-loop with sixteen
-requests in flight for each device, then the p99 latency of Poisson arrivals at 80 % of that. "4+4" are two processes
-at one address with four devices each. Wants sixteen cores or more; the generator has two of them. The last line is
-JSON; the exit code is 1 where a goal is missed.
+With `--gpus` before those of this machine, full size with random weights; else before simulated ones, which take an
+H100's time (`tests.performance.served_process`): HTTP, BentoML, encoding and storage are real. What
+`tests.performance.devices` says of the queue, this says of a process. Throughput closed-loop with sixteen requests in
+flight for each device, then the p99 latency of Poisson arrivals at 80 % of that. "4+4" are two processes at one address
+with four devices each. Wants sixteen cores or more; the generator has two of them. The last line is JSON; the exit code
+is 1 where a goal is missed.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtests import scenario
 from loadtests.coldstart import started, wait_for
 from loadtests.cores import shared_cores
-from loadtests.harness import Harness, Options
+from loadtests.harness import Harness, HarnessError, Options
 from loadtests.trial import judged
+from sana_service.environment import MEMORY
 from tests.performance.devices import GOAL_TIMES, LOAD
 
 KINDS = {
@@ -31,13 +34,14 @@ KINDS = {
     "sprint 1024x1024": {"endpoint": "sprint", "image_size": "1024x1024"},
     "sprint 3840x2160": {"endpoint": "sprint", "image_size": "3840x2160"},
 }
-ARMS = ("1", "2", "4", "8", "4+4")
+ARMS = ("1", "2", "4", "8", "1+1", "2+2", "4+4")
 IN_FLIGHT = 16
 """For each device: a batch in work, one decoded, some that wait."""
 SECONDS = {"generate": 24.0, "sprint": 9.0}
 LATENCY_SECONDS = {"generate": 30.0, "sprint": 20.0}
 WARM_UP_SECONDS = 3.0
-_COMMAND = "python -m tests.performance.served_devices {port}"
+READY_SECONDS = 240.0
+_COMMAND = "python -m tests.performance.served_process {port}"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -110,36 +114,71 @@ def _seconds(stat: Path) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-@contextmanager
-def served(arm: str, cores: frozenset[int] | None, storage: str) -> Iterator[Served]:
-    """The service with so many devices in each of its processes, ready."""
-    counts = arm.split("+")
-    environment = os.environ | {
-        "SANA_MODELS": "bundled",
-        "SANA_STORAGE_URL": Path(storage).as_uri(),
-        "SIMULATED_DEVICES": counts[0],
-    }
-    command = _COMMAND if len(counts) == 1 else f'bash -c "{" & ".join([_COMMAND] * len(counts))}"'
-    with started(command, environment=environment, cores=cores, log=Path(storage) / "log") as (host, process):
-        # A new connection each time, so that each process is met.
-        for _ in range(1 if len(counts) == 1 else 8 * len(counts)):
-            wait_for(host, process, "/readyz", 120)
-        one = Served(host, process.pid, alone=len(counts) == 1)
-        try:
-            yield one
-        finally:
-            one.close()
+@dataclass(frozen=True)
+class Host:
+    """What the servers run on.
+
+    Args:
+        gpus: whether the devices are this machine's, or simulated.
+        cores: of the servers; None for all.
+        folder: for what they write.
+    """
+
+    gpus: bool
+    cores: frozenset[int] | None
+    folder: Path
+
+    @property
+    def files(self) -> Path:
+        return self.folder / "files"
+
+    @contextmanager
+    def served(self, arm: str) -> Iterator[Served]:
+        """The service with so many devices in each of its processes, ready."""
+        counts = [int(count) for count in arm.split("+")]
+        variables = MEMORY | {
+            "SANA_MODELS": "bundled",
+            "SANA_STORAGE_URL": self.files.as_uri(),
+            "SANA_MAX_QUEUE": "256",
+        }
+        if self.gpus:
+            from tests.performance.gpu.hub_pair import write_safety
+
+            safety = self.folder / "safety"
+            write_safety(safety)
+            variables |= {"SANA_MODELS": "random", "SANA_SAFETY_MODEL": str(safety)}
+        processes = [f"env {self._devices(sum(counts[:i]), count)} {_COMMAND}" for i, count in enumerate(counts)]
+        command = processes[0] if len(processes) == 1 else f'bash -c "{" & ".join(processes)}"'
+        log = self.folder / "log"
+        with started(command, environment=os.environ | variables, cores=self.cores, log=log) as (host, process):
+            try:
+                # A new connection each time, so that each process is met.
+                for _ in range(1 if len(counts) == 1 else 8 * len(counts)):
+                    wait_for(host, process, "/readyz", READY_SECONDS)
+            except HarnessError:
+                print(log.read_text()[-4000:], flush=True)
+                raise
+            one = Served(host, process.pid, alone=len(counts) == 1)
+            try:
+                yield one
+            finally:
+                one.close()
+
+    def _devices(self, first: int, count: int) -> str:
+        """The variable that gives a process its devices."""
+        if self.gpus:
+            return f"SANA_DEVICES={','.join(f'cuda:{first + i}' for i in range(count))}"
+        return f"SIMULATED_DEVICES={count}"
 
 
-def measure(
-    arms: list[str], kinds: list[str], cores: frozenset[int] | None, storage: str
-) -> tuple[dict[str, Any], list[str]]:
+def measure(host: Host, arms: list[str], kinds: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Figures by kind and arm, and the goals that were missed."""
     result: dict[str, Any] = {kind: {} for kind in kinds}
     missed: list[str] = []
+    most = max(map(_devices, arms))
     for arm in arms:
         devices = _devices(arm)
-        with served(arm, cores, storage) as server:
+        with host.served(arm) as server:
             for kind in kinds:
                 figures = result[kind][arm] = server.throughput(kind, devices)
                 rate = figures["images_a_second"]
@@ -151,7 +190,7 @@ def measure(
                     flush=True,
                 )
                 missed += [f"{kind}, {arm} devices: {one}" for one in figures["failures"] + figures["invalid"]]
-                if devices in {1, 8}:
+                if devices in {1, most}:
                     tail = figures["at_load"] = server.latency(kind, LOAD * rate)
                     print(
                         f"{kind}, {arm} devices at {LOAD:.0%}: p50 {tail['p50'] or 0:.3f} s, "
@@ -159,7 +198,7 @@ def measure(
                         flush=True,
                     )
                     missed += [f"{kind}, {arm} devices: {one}" for one in tail["failures"] + tail["invalid"]]
-                for file in Path(storage).glob("*.jpg"):
+                for file in host.files.glob("*.jpg"):
                     file.unlink()
     return result, missed + [line for kind in kinds for line in goals_missed(kind, result[kind])]
 
@@ -172,10 +211,17 @@ def goals_missed(kind: str, figures: dict[str, Any]) -> list[str]:
         if times and max(times) < goal:
             missed.append(f"{kind}: {devices} devices are {max(times):.2f} times one")
     one = figures["1"]["at_load"]["p99"]
-    tails = [each["at_load"]["p99"] for arm, each in figures.items() if _devices(arm) == 8]
+    tails = [each["at_load"]["p99"] for arm, each in figures.items() if arm != "1" and "at_load" in each]
     if one and all(tails) and tails and min(tails) > one:
         missed.append(f"{kind}: p99 at {LOAD:.0%} of capacity is {min(tails):.3f} s, on one {one:.3f} s")
     return missed
+
+
+def _present() -> list[str]:
+    """Arms for this machine's GPUs."""
+    import torch
+
+    return [str(2**power) for power in range(torch.cuda.device_count().bit_length())]
 
 
 def _devices(arm: str) -> int:
@@ -185,11 +231,13 @@ def _devices(arm: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="one device is always measured")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="one device is always measured")
+    parser.add_argument("--gpus", action="store_true", help="before this machine's, by default 1, 2, 4 and so on")
     wanted = parser.parse_args()
-    arms = ["1", *(arm for arm in wanted.arms if arm != "1")]
-    with tempfile.TemporaryDirectory() as storage, shared_cores(2, print) as cores:
-        result, missed = measure(arms, wanted.kinds, cores, storage)
+    arms = wanted.arms or (_present() if wanted.gpus else ["1", "2", "4", "8", "4+4"])
+    arms = ["1", *(arm for arm in arms if arm != "1")]
+    with tempfile.TemporaryDirectory() as folder, shared_cores(2, print) as cores:
+        result, missed = measure(Host(wanted.gpus, cores, Path(folder)), arms, wanted.kinds)
     for line in missed:
         print(f"missed: {line}")
     print(json.dumps({"cores": os.cpu_count(), "goals_met": not missed, **result}))

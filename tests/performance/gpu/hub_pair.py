@@ -67,10 +67,10 @@ def write(folder: Path, device: str = "cuda:0", architecture: Architecture = FUL
             "vae": ["diffusers", "AutoencoderDC"],
         }
         (place / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    _safety(folder / "safety")
+    write_safety(folder / "safety")
 
 
-def _safety(folder: Path) -> None:
+def write_safety(folder: Path) -> None:
     """A vision transformer of the size of Falconsai/nsfw_image_detection."""
     labels = {"id2label": {0: "normal", 1: "nsfw"}, "label2id": {"normal": 0, "nsfw": 1}}
     torch.manual_seed(0)

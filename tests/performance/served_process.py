@@ -1,9 +1,9 @@
-"""The whole service before simulated devices: `python -m tests.performance.served_devices PORT`.
+"""A process of the service at a port that others may have, too: `python -m tests.performance.served_process PORT`.
 
-What a request costs the host (HTTP, BentoML, queue, encoding, storage) is real; the devices take the time that an H100
-takes at saturation, compute nothing, and draw one noisy picture again and again. `SIMULATED_DEVICES` says how many,
-8 by default. Several processes may have one port, and the kernel shares the connections out. So what a process bears is
-seen where no machine with so many GPUs is to be had.
+The kernel shares the connections out between the processes of a port. With `SIMULATED_DEVICES` there are so many
+devices that take the time that an H100 takes at saturation, compute nothing, and draw one noisy picture again and
+again: what a request costs the host (HTTP, BentoML, queue, encoding, storage) is real, and what a process bears is seen
+where no machine with so many GPUs is to be had. Without it the service is as `SANA_DEVICES` and `SANA_MODELS` say.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from sana_service.engine.stages import Stages, StepTime
 from sana_service.models.load import load_models
 from service import Sana
 from tests.engine.simulated import LIMITS, Row, SimulatedStages
+
+COUNT = "SIMULATED_DEVICES"
 
 STEP_SECONDS = {"base": 0.052, "sprint": 0.1}
 """Of a batch as large as `LIMITS` allows."""
@@ -67,7 +69,7 @@ def _picture(height: int, width: int) -> torch.Tensor:
 
 def _build(settings: Any, storage: Any, encoder: Any) -> Any:
     """`runtime.build_generation`, its devices exchanged."""
-    count = int(os.environ.get("SIMULATED_DEVICES", "8"))
+    count = int(os.environ[COUNT])
     loaded = load_models("bundled", "", "", None, None, "cpu", progress=False)
 
     def stages(*_: object, **__: object) -> Stages:
@@ -87,7 +89,8 @@ build_generation = runtime.build_generation
 
 
 def main() -> None:
-    runtime.build_generation = _build
+    if COUNT in os.environ:
+        runtime.build_generation = _build
     app = Sana.to_asgi()  # type: ignore[attr-defined]
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
