@@ -112,7 +112,7 @@ class Backend:
     def decoder(self, model: ModelName) -> Decode:
         """A model's VAE."""
         vae = self._models.checkpoints[model].vae
-        return self._decoders.get(id(vae)) or _plain_decoder(vae)
+        return self._decoders.get(id(vae)) or plain_decoder(vae)
 
     def prepare(self, batch_cells: Mapping[ModelName, int]) -> None:
         """Capture what most requests will ask for; returns when that is done. Blocks.
@@ -188,7 +188,9 @@ def _runs_kernels(device: torch.device) -> bool:
     return True
 
 
-def _plain_decoder(vae: Any) -> Decode:
+def plain_decoder(vae: Any) -> Decode:
+    """The VAE's own."""
+
     def decode(latents: torch.Tensor) -> torch.Tensor:
         pictures: torch.Tensor = vae.decode(latents, return_dict=False)[0]
         return pictures.float()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
     ASPECT_RATIO_512_BIN,
@@ -58,6 +59,7 @@ def bin_table(sample_size: int) -> dict[str, list[float]]:
     return _TABLES[sample_size]
 
 
+@lru_cache(maxsize=1024)
 def nearest_bin(width: int, height: int, sample_size: int) -> Size:
     """The bin whose key is nearest to height / width; of two equally near the first in the table."""
     table = bin_table(sample_size)

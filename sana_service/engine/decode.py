@@ -21,31 +21,42 @@ TILE_PIXELS = 512
 """Side of a tile of a picture that cannot be decoded whole; a quarter of it overlaps the next one."""
 
 
-def decode(
-    vae: AutoencoderDC, latents: torch.Tensor, decoder: Decode | None = None, *, tiled: bool = False
-) -> torch.Tensor:
-    """The pictures in float32 and within [0, 1].
+class LatentDecoder:
+    """Decodes one checkpoint's latents; used by one thread.
 
     Args:
-        latents: (n, channels, h, w) as denoising returns them.
-        decoder: runs the VAE's decoder, whole; None for the VAE itself.
-        tiled: decode overlapping tiles and blend them: less memory, and seams that differ slightly.
-
-    Returns:
-        images: (n, 3, 32 h, 32 w) float32.
-
-    Raises:
-        NotFinite: latents or pixels are NaN or infinite.
+        vae: on its device, in the dtype that it keeps.
+        whole: runs its decoder, whole.
     """
-    scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-    if tiled:
-        _set_tile(vae)
-        images: torch.Tensor = vae.tiled_decode(scaled, return_dict=False)[0].float()
-    else:
-        images = vae.decode(scaled, return_dict=False)[0].float() if decoder is None else decoder(scaled)
-    shown = (images * 0.5 + 0.5).clamp_(0, 1)
-    require_finite(latents=latents, pixels=images)  # at the end, since it waits for the device
-    return shown
+
+    def __init__(self, vae: AutoencoderDC, whole: Decode) -> None:
+        self._vae, self._whole = vae, whole
+        # The module's own property looks at all of its parameters, each time.
+        self._dtype: torch.dtype = vae.dtype
+        self._scaling_factor: float = vae.config.scaling_factor
+
+    def __call__(self, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
+        """The pictures in float32 and within [0, 1].
+
+        Args:
+            latents: (n, channels, h, w) as denoising returns them.
+            tiled: decode overlapping tiles and blend them: less memory, and seams that differ slightly.
+
+        Returns:
+            images: (n, 3, 32 h, 32 w) float32.
+
+        Raises:
+            NotFinite: latents or pixels are NaN or infinite.
+        """
+        scaled = latents.to(self._dtype) / self._scaling_factor
+        if tiled:
+            _set_tile(self._vae)
+            images: torch.Tensor = self._vae.tiled_decode(scaled, return_dict=False)[0].float()
+        else:
+            images = self._whole(scaled)
+        shown = (images * 0.5 + 0.5).clamp_(0, 1)
+        require_finite(latents=latents, pixels=images)  # at the end, since it waits for the device
+        return shown
 
 
 def _set_tile(vae: AutoencoderDC) -> None:

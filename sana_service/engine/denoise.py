@@ -21,6 +21,7 @@ from sana_service.engine.transformer import Context, ContextBatch, SanaForward
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from sana_service.engine.bins import Size
     from sana_service.models.checkpoint import Checkpoint, Models
     from sana_service.models.names import ModelName
 
@@ -37,6 +38,28 @@ class Schedule:
     table: StepTable
     timesteps: torch.Tensor
     coefficients: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """How a checkpoint's latents relate to its pictures.
+
+    Args:
+        channels: of the latents.
+        factor: pixels along one side of a latent cell.
+    """
+
+    channels: int
+    factor: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> LatentLayout:
+        factor = 2 ** (len(checkpoint.vae.config.encoder_block_out_channels) - 1)
+        return cls(checkpoint.transformer.config.in_channels, factor)
+
+    def shape(self, size: Size) -> tuple[int, int, int]:
+        """(channels, height, width) of one picture's latents."""
+        return self.channels, size.height // self.factor, size.width // self.factor
 
 
 @dataclass(eq=False)
@@ -99,8 +122,8 @@ class Denoiser:
     """
 
     def __init__(self, models: Models, forwards: Mapping[ModelName, SanaForward]) -> None:
-        self._checkpoints = models.checkpoints
         self._forwards = forwards
+        self._latents = {name: LatentLayout.of(checkpoint) for name, checkpoint in models.checkpoints.items()}
         self._solvers = {
             name: Solver(checkpoint.scheduler, checkpoint.transformer.config.timestep_scale)
             for name, checkpoint in models.checkpoints.items()
@@ -117,7 +140,7 @@ class Denoiser:
         contexts: tuple[Context, ...] = (forward.context(flight.positive),)
         if flight.negative is not None:
             contexts = (self._negative_context(job.model, flight.negative), *contexts)
-        shape = latent_shape(self._checkpoints[job.model], flight.size.width, flight.size.height)
+        shape = self._latents[job.model].shape(flight.size)
         key = BatchKey(job.model, shape[1], shape[2], flight.negative is not None)
         return [self._row(flight, image, key, schedule, contexts, shape) for image in range(len(job.seeds))]
 
@@ -140,7 +163,7 @@ class Denoiser:
 
         table = schedule.table
         latents = draw() * table.start_scale
-        noise = [draw() if table.needs_noise(step) else None for step in range(len(table))]
+        noise = [draw() if needed else None for needed in table.needs_noise]
         scale = torch.full((), flight.job.guidance_scale, dtype=torch.float32, device=device)
         return DenoiseRow(flight, image, key, schedule, contexts, scale, latents, torch.zeros_like(latents), noise)
 
@@ -159,21 +182,20 @@ class Denoiser:
         """Advance rows of one key by one step each."""
         model, guided = rows[0].key.model, rows[0].key.guided
         # Everything is on the device already: a copy from the host would wait for the step before.
-        forward, dtype = self._forwards[model], self._checkpoints[model].transformer.dtype
+        forward = self._forwards[model]
         coefficients = torch.stack([row.schedule.coefficients[row.step] for row in rows])
         timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows])
         scales = guidance_scales(rows)
         latents = torch.stack([row.latents for row in rows])
         history = torch.stack([row.history for row in rows])
-        seen = model_input(coefficients, latents).to(dtype)
+        seen = model_input(coefficients, latents).to(forward.dtype)
         contexts = self._contexts(rows)
         if guided:
             both = forward.forward(torch.cat([seen, seen]), timesteps.repeat(2), None, contexts)
             without, given = both.chunk(2)
             output = without + scales[:, None, None, None] * (given - without)
         else:
-            embedded = scales if self._checkpoints[model].transformer.config.guidance_embeds else None
-            output = forward.forward(seen, timesteps, embedded, contexts)
+            output = forward.forward(seen, timesteps, scales if forward.embeds_guidance else None, contexts)
         latents, estimate = advance(coefficients, latents, output, history, _noise(rows))
         # Part of the step, so that whoever waits for the step may read them from another stream.
         ends = [_scaled(latents[i], row) if row.step + 1 == len(row.table) else None for i, row in enumerate(rows)]
@@ -222,9 +244,3 @@ def _noise(rows: Sequence[DenoiseRow]) -> torch.Tensor | None:
     return torch.stack(
         [torch.zeros_like(row.latents) if one is None else one for row, one in zip(rows, noise, strict=True)]
     )
-
-
-def latent_shape(checkpoint: Checkpoint, width: int, height: int) -> tuple[int, int, int]:
-    """(channels, height, width) of one picture's latents."""
-    factor = 2 ** (len(checkpoint.vae.config.encoder_block_out_channels) - 1)
-    return checkpoint.transformer.config.in_channels, height // factor, width // factor

@@ -15,7 +15,7 @@ The result is `result_scale * x` after the last step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,10 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def needs_noise(self, step: int) -> bool:
-        """Whether a step adds fresh noise."""
-        return bool(self.coefficients[step, _CZ] != 0)
+    @cached_property
+    def needs_noise(self) -> tuple[bool, ...]:
+        """Whether each step adds fresh noise."""
+        return tuple((self.coefficients[:, _CZ] != 0).tolist())
 
 
 def advance(

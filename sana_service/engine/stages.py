@@ -17,7 +17,7 @@ import torch
 from sana_service.engine.backend import URGENT, Backend
 from sana_service.engine.bins import Size, crop_box, nearest_bin
 from sana_service.engine.costs import is_guided
-from sana_service.engine.decode import decode, render
+from sana_service.engine.decode import LatentDecoder, render
 from sana_service.engine.denoise import Denoiser, DenoiseRow
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.observer import PREVIEW_SIDE_PIXELS, Preview
@@ -96,6 +96,11 @@ class Stages:
         self._backend = Backend(models, self.gate, graph_bytes=graph_bytes, precision=precision)
         self._prompts = PromptEncoder(models.tokenizer, models.text_encoder, fused=self._backend.text)
         self._denoiser = Denoiser(models, self._backend.forwards)
+        checkpoints = models.checkpoints.items()
+        self._decoders = {name: LatentDecoder(one.vae, self._backend.decoder(name)) for name, one in checkpoints}
+        self._sample_sizes: dict[ModelName, int] = {
+            name: one.transformer.config.sample_size for name, one in checkpoints
+        }
         self._ahead: _Launched | None = None
         self._tiled: set[torch.Size] = set()
 
@@ -151,7 +156,7 @@ class Stages:
 
     def bin_of(self, job: Job) -> Size:
         """The size that a job is drawn at."""
-        return nearest_bin(job.width, job.height, self._models.checkpoints[job.model].transformer.config.sample_size)
+        return nearest_bin(job.width, job.height, self._sample_sizes[job.model])
 
     def begin(self, flight: Flight) -> list[DenoiseRow]:
         """All that is done once a job: its prompts' embeddings, and a row for each image, at its first noise."""
@@ -219,9 +224,8 @@ class Stages:
         Raises:
             NotFinite: latents or pixels are NaN or infinite.
         """
-        vae, shape = self._models.checkpoints[shot.flight.job.model].vae, shot.latents.shape
-        decoder = self._backend.decoder(shot.flight.job.model)
-        image = decode(vae, shot.latents[None], decoder, tiled=tiled or shape in self._tiled)[0]
+        decode, shape = self._decoders[shot.flight.job.model], shot.latents.shape
+        image = decode(shot.latents[None], tiled=tiled or shape in self._tiled)[0]
         if tiled and shape not in self._tiled:
             self._tiled.add(shape)
             _LOG.warning(
@@ -267,5 +271,7 @@ class Stages:
             pinned = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
             pinned.copy_(pixels, non_blocking=True)
             self.synchronize()
-            pixels = pinned
-        torch.from_numpy(target).copy_(pixels)
+            # torch's own copy would wake a thread on each core, and those spin for a while after it.
+            np.copyto(target, pinned.numpy())
+        else:
+            torch.from_numpy(target).copy_(pixels)

@@ -57,6 +57,7 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
+        self._device, self._dtype = text_encoder.device, text_encoder.dtype
         self._fused = fused
         self._instruction = human_instruction()
         self._instruction_tokens = len(tokenizer.encode(self._instruction))
@@ -118,9 +119,9 @@ class PromptEncoder:
 
         encoder: Any = self._text_encoder
         past = None if prefix is None else DynamicCache(prefix.layers)
-        output = encoder(torch.tensor([ids], device=encoder.device), past_key_values=past, use_cache=prefix is not None)
+        output = encoder(torch.tensor([ids], device=self._device), past_key_values=past, use_cache=prefix is not None)
         states: torch.Tensor = output.last_hidden_state[0]
-        return states.to(encoder.dtype)
+        return states.to(self._dtype)
 
     def _instruction_prefix(self) -> _Prefix:
         """Made at the first prompt. A prompt can only change the tokens at its border with the instruction."""
@@ -135,9 +136,9 @@ class PromptEncoder:
 
             cache = DynamicCache()
             encoder: Any = self._text_encoder
-            states = encoder(torch.tensor([ids], device=encoder.device), past_key_values=cache, use_cache=True)
+            states = encoder(torch.tensor([ids], device=self._device), past_key_values=cache, use_cache=True)
             layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-            self._prefix = _Prefix(ids, states.last_hidden_state[0, :1].to(encoder.dtype), layers)
+            self._prefix = _Prefix(ids, states.last_hidden_state[0, :1].to(self._dtype), layers)
         return self._prefix
 
 

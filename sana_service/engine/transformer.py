@@ -73,17 +73,19 @@ class SanaForward:
     """Runs one checkpoint's transformer; used by one thread, or by two of which one calls `context` alone.
 
     Args:
-        transformer: a stock module on its device.
+        transformer: a stock module on its device, where it stays, and in the dtype that it keeps.
     """
 
     def __init__(self, transformer: SanaTransformer2DModel) -> None:
         self._module: Any = transformer
         self._blocks: list[Any] = list(transformer.transformer_blocks)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._module.device
-        return device
+        # The module's own properties look at all of its parameters, each time.
+        self.device: torch.device = transformer.device
+        self.dtype: torch.dtype = transformer.dtype
+        config = transformer.config
+        self.embeds_guidance: bool = config.guidance_embeds
+        self._guidance_scale: float = config.guidance_embeds_scale
+        self._patch: int = config.patch_size
 
     def context(self, states: torch.Tensor) -> Context:
         """Keys and values of a prompt for every layer.
@@ -92,7 +94,7 @@ class SanaForward:
             states: (tokens, caption_channels) text embeddings without padding.
         """
         module = self._module
-        text = module.caption_norm(module.caption_projection(states.to(module.dtype)))
+        text = module.caption_norm(module.caption_projection(states.to(self.dtype)))
         keys, values = [], []
         for block in self._blocks:
             attention = block.attn2
@@ -126,13 +128,13 @@ class SanaForward:
         """
         module = self._module
         rows, channels, tall, wide = latents.shape
-        patch = module.config.patch_size
+        patch = self._patch
         grid = (tall // patch, wide // patch)
         x = module.patch_embed(latents)
         if guidance is None:
             modulation, embedded = module.time_embed(timesteps, batch_size=rows, hidden_dtype=x.dtype)
         else:
-            scaled = guidance.to(x.dtype) * module.config.guidance_embeds_scale
+            scaled = guidance.to(x.dtype) * self._guidance_scale
             modulation, embedded = module.time_embed(timesteps, guidance=scaled, hidden_dtype=x.dtype)
         modulation = modulation.view(rows, 6, -1)
         for block, keys, values in zip(self._blocks, contexts.keys, contexts.values, strict=True):

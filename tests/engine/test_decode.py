@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sana_service.engine.backend import plain_decoder
 from sana_service.engine.bins import Box, Size
-from sana_service.engine.decode import decode, render, require_finite
+from sana_service.engine.decode import LatentDecoder, render, require_finite
 from sana_service.engine.errors import NotFinite
 from tests.pairs import pillow_resize
 
@@ -77,7 +78,8 @@ def test_decode_is_the_stock_decoder_and_its_postprocessing(models, stock):
     with torch.no_grad():
         decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         expected = stock.base.image_processor.postprocess(decoded, output_type="pt")
-        images = decode(models.checkpoints["base"].vae, latents)
+        ours = models.checkpoints["base"].vae
+        images = LatentDecoder(ours, plain_decoder(ours))(latents)
     assert images.shape == (2, 3, 128, 192)
     torch.testing.assert_close(images, expected, atol=1e-6, rtol=0)
 

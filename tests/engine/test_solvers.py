@@ -31,7 +31,7 @@ def run_table(solver: Solver, steps: int, outputs: list[torch.Tensor], noise: li
     history, fresh = torch.zeros_like(latents), iter(noise[1:])
     for step in range(steps):
         line = table.coefficients[step][None]
-        z = next(fresh)[None] if table.needs_noise(step) else None
+        z = next(fresh)[None] if table.needs_noise[step] else None
         latents, history = advance(line, latents, outputs[step][None], history, z)
     return latents[0] * table.result_scale
 
@@ -92,8 +92,8 @@ def test_the_consistency_table_is_the_sprint_pipeline(steps, sigma_data):
 
 
 def test_only_steps_that_add_noise_ask_for_it():
-    assert [Solver(SCMScheduler(), 1.0).table(2).needs_noise(step) for step in range(2)] == [True, False]
-    assert not any(Solver(DPMSolverMultistepScheduler(**BASE), 1.0).table(18).needs_noise(step) for step in range(18))
+    assert Solver(SCMScheduler(), 1.0).table(2).needs_noise == (True, False)
+    assert Solver(DPMSolverMultistepScheduler(**BASE), 1.0).table(18).needs_noise == (False,) * 18
 
 
 def test_rows_at_different_steps_of_different_schedules_advance_as_alone():

@@ -62,6 +62,7 @@ class FusedTextEncoder:
     def __init__(self, text_encoder: Any, capturer: Capturer | None = None, pool: Pool | None = None) -> None:
         config = text_encoder.config
         self._module = text_encoder
+        self.device: torch.device = text_encoder.device
         self._layers = [_Layer(layer) for layer in text_encoder.layers]
         self._heads, self._key_heads, self._dim = (
             config.num_attention_heads, config.num_key_value_heads, config.head_dim,
@@ -69,15 +70,10 @@ class FusedTextEncoder:
         self._scale, self._cap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
         self._eps = config.rms_norm_eps
         empty = (len(self._layers), 2, self._key_heads, 0, self._dim)
-        self._nothing = torch.empty(empty, dtype=text_encoder.dtype, device=text_encoder.device)
+        self._nothing = torch.empty(empty, dtype=text_encoder.dtype, device=self.device)
         self._prefix = self._nothing
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
         self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None and pool is not None else None
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._module.device
-        return device
 
     def set_prefix(self, ids: list[int]) -> torch.Tensor:
         """Make a prefix's keys and values; the states of its tokens, (tokens, hidden). Once only."""

@@ -95,13 +95,12 @@ class FusedForward(SanaForward):
         self._key_eps = 0.0 if norms[0] is None else norms[0].eps
         self._store: ContextBatch | None = None
         self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None and pool is not None else None
-        config = transformer.config
-        self._plain_patches = config.patch_size == 1 and config.interpolation_scale is None
+        self._plain_patches = self._patch == 1 and transformer.config.interpolation_scale is None
 
     def context(self, states: torch.Tensor) -> Context:
         """See `SanaForward.context`; one matrix product for all layers."""
         module = self._module
-        text = module.caption_norm(module.caption_projection(states.to(module.dtype)))
+        text = module.caption_norm(module.caption_projection(states.to(self.dtype)))
         both = functional.linear(text, self._context_weight, self._context_bias)
         both = both.view(len(text), len(self._layers), 2, -1)
         keys, values = both[:, :, 0], both[:, :, 1]
@@ -122,7 +121,7 @@ class FusedForward(SanaForward):
             self._graphs.clear()
         heads, layers = self._layers[0].cross_heads, len(self._layers)
         shape = (layers, rows, heads, MAX_TOKENS, self._width // heads)
-        keys = torch.zeros(shape, dtype=self._module.dtype, device=self.device)
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
         lengths = torch.ones(rows, dtype=torch.int32, device=self.device)
         self._store = ContextBatch(keys, torch.zeros_like(keys), None, lengths)
 
@@ -148,12 +147,12 @@ class FusedForward(SanaForward):
         if self._graphs is None:
             return
         self.reserve(rows)
-        config, device = self._module.config, self.device
-        latents = torch.zeros(rows, config.in_channels, tall, wide, dtype=self._module.dtype, device=device)
-        numbers = torch.ones(rows, dtype=torch.float32, device=device)
+        channels = self._module.config.in_channels
+        latents = torch.zeros(rows, channels, tall, wide, dtype=self.dtype, device=self.device)
+        numbers = torch.ones(rows, dtype=torch.float32, device=self.device)
         contexts = self._rows(rows)
         assert contexts.lengths is not None
-        fresh = (latents, numbers, numbers) if config.guidance_embeds else (latents, numbers)
+        fresh = (latents, numbers, numbers) if self.embeds_guidance else (latents, numbers)
         waiting = self._graphs.capture(latents.shape, fresh, (contexts.keys, contexts.values, contexts.lengths))
         if waiting is not None:
             waiting.result()
@@ -173,11 +172,11 @@ class FusedForward(SanaForward):
         *guidance, keys, values, lengths = rest
         module = self._module
         rows, channels, tall, wide = latents.shape
-        patch = module.config.patch_size
+        patch = self._patch
         grid = (tall // patch, wide // patch)
         x = self._patches(latents)
         if guidance:
-            scaled = guidance[0].to(x.dtype) * module.config.guidance_embeds_scale
+            scaled = guidance[0].to(x.dtype) * self._guidance_scale
             modulation, embedded = module.time_embed(timesteps, guidance=scaled, hidden_dtype=x.dtype)
         else:
             modulation, embedded = module.time_embed(timesteps, batch_size=rows, hidden_dtype=x.dtype)
