@@ -8,12 +8,21 @@ picture, and what becomes of it then, is the engine's business.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sana_service.telemetry import get_logger
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+
+    from sana_service.cuda_graph import Graph
+
+logger = get_logger("safety")
 
 FALCONS_AI_REPOSITORY = "Falconsai/nsfw_image_detection"
 
@@ -23,7 +32,7 @@ _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
 
 class SafetyModel(Protocol):
-    """Called by one thread at a time."""
+    """Safe for threads: one finishes pictures while another makes previews."""
 
     def probabilities(self, images: torch.Tensor) -> list[float]:
         """How likely each picture is not safe for work, 0 to 1.
@@ -33,7 +42,9 @@ class SafetyModel(Protocol):
         """
 
 
-def load_safety_model(name: str, models_kind: str, device: torch.device | str) -> SafetyModel | None:
+def load_safety_model(
+    name: str, models_kind: str, device: torch.device | str, *, capture: bool = True
+) -> SafetyModel | None:
     """The classifier that `SANA_SAFETY_MODEL` names.
 
     Args:
@@ -42,6 +53,7 @@ def load_safety_model(name: str, models_kind: str, device: torch.device | str) -
         models_kind: "hub", "bundled" or "random"; `auto` reaches for the hub only where the
             checkpoints come from there.
         device: where FalconsAi runs.
+        capture: whether it may be a captured CUDA graph.
 
     Raises:
         ValueError: the model cannot be loaded or is no such classifier; one line.
@@ -50,7 +62,7 @@ def load_safety_model(name: str, models_kind: str, device: torch.device | str) -
         return None
     if name == "opennsfw" or (name == "auto" and models_kind != "hub"):
         return OpenNsfw()
-    return FalconsAi(FALCONS_AI_REPOSITORY if name == "auto" else name, device)
+    return FalconsAi(FALCONS_AI_REPOSITORY if name == "auto" else name, device, capture=capture)
 
 
 class OpenNsfw:
@@ -78,16 +90,20 @@ class FalconsAi:
     torchvision. It differs from the one in PIL, which rounds to 8 bits before, between and after the
     two passes of its resampling, by at most 1.5/255 of a picture's range.
 
+    On a CUDA device one picture alone is classified by a captured graph, from the first on. Several, and each where
+    nothing could be captured, are by the same kernels, launched one by one.
+
     Args:
         name: repository id or folder; weights as safetensors only.
         device: where it runs, in float32.
+        capture: False for no graph.
 
     Raises:
         ValueError: it cannot be loaded, its weights are not all there, it has no label "nsfw", or it
             wants pictures prepared in another way than by resizing.
     """
 
-    def __init__(self, name: str, device: torch.device | str) -> None:
+    def __init__(self, name: str, device: torch.device | str, *, capture: bool = True) -> None:
         import torch
         from safetensors import SafetensorError
         from transformers import ViTForImageClassification
@@ -95,7 +111,7 @@ class FalconsAi:
         # transformers' annotation leaves out what output_loading_info adds to the result.
         load: Any = ViTForImageClassification.from_pretrained
         try:
-            self._preparation = _read_preparation(name)
+            preparation = _read_preparation(name)
             model, report = load(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -108,18 +124,47 @@ class FalconsAi:
             raise ValueError(f"the safety model {name!r} has no label 'nsfw'")
         self._nsfw = int(labels[0])
         self._model = model.to(device).eval().requires_grad_(requires_grad=False)
+        self._device: torch.device = model.device
+        self._preparation = preparation.to(self._device)
+        self._turn = threading.Lock()
+        self._graph = self._capture() if capture and self._device.type == "cuda" else None
 
     def probabilities(self, images: torch.Tensor) -> list[float]:
         """See `SafetyModel`."""
         import torch
 
         with torch.inference_mode():
-            logits = self._model(pixel_values=self._preparation(images.to(self._model.device))).logits
-            probabilities: list[float] = logits.softmax(dim=-1)[:, self._nsfw].tolist()
+            prepared = self._preparation(images.to(self._device))
+            if self._graph is None or len(prepared) != 1:
+                probabilities: list[float] = self._classify(prepared).tolist()
+                return probabilities
+            # Until the result is here the graph's memory is in use.
+            with self._turn:
+                probabilities = self._graph.replay((prepared,)).tolist()
+            return probabilities
+
+    def _classify(self, prepared: torch.Tensor) -> torch.Tensor:
+        """(batch,) probabilities."""
+        probabilities: torch.Tensor = self._model(pixel_values=prepared).logits.softmax(dim=-1)[:, self._nsfw]
         return probabilities
 
+    def _capture(self) -> Graph | None:
+        """The graph for one picture; None, for good, where it cannot be captured."""
+        import torch
 
-@dataclass(frozen=True)
+        from sana_service import cuda_graph
+
+        size = self._preparation
+        one = torch.zeros(1, 3, size.height, size.width, device=self._device)
+        try:
+            return cuda_graph.capture_alone(self._classify, (one,), cuda_graph.URGENT)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            logger.warning("the safety model runs uncaptured on %s: %s", self._device, reason)
+            return None
+
+
+@dataclass(frozen=True, eq=False)
 class _Preparation:
     """From pictures in [0, 1] to a classifier's input: resized, scaled and shifted.
 
@@ -127,15 +172,19 @@ class _Preparation:
         height, width: pixels.
         mode: "bilinear" or "bicubic".
         scale: what the values, brought back to 0 to 255, are multiplied by.
-        mean, std: of each channel, taken off and divided by at last.
+        mean, std: (3, 1, 1) float32, of each channel, taken off and divided by at last.
     """
 
     height: int
     width: int
     mode: str
     scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def to(self, device: torch.device) -> _Preparation:
+        """The same for pictures on a device."""
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, 3, height, width) float32 of the prepared pictures."""
@@ -145,8 +194,13 @@ class _Preparation:
         small = functional.interpolate(
             images.float(), (self.height, self.width), mode=self.mode, align_corners=False, antialias=True
         )
-        mean, std = small.new_tensor(self.mean), small.new_tensor(self.std)
-        return (small.clamp(0, 1) * (255 * self.scale) - mean[:, None, None]) / std[:, None, None]
+        return (small.clamp(0, 1) * (255 * self.scale) - self.mean) / self.std
+
+
+def _of_channels(values: Iterable[float]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor([float(value) for value in values])[:, None, None]
 
 
 def _read_preparation(name: str) -> _Preparation:
@@ -171,8 +225,8 @@ def _read_preparation(name: str) -> _Preparation:
             width=int(config["size"]["width"]),
             mode=_INTERPOLATION[config.get("resample", 2)],
             scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
-            mean=tuple(config["image_mean"]) if normalize else (0.0,) * 3,
-            std=tuple(config["image_std"]) if normalize else (1.0,) * 3,
+            mean=_of_channels(config["image_mean"] if normalize else (0.0,) * 3),
+            std=_of_channels(config["image_std"] if normalize else (1.0,) * 3),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{_PREPROCESSOR_FILE} of the safety model {name!r} is not understood: {error}") from error

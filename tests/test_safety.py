@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sana_service import safety
+from sana_service import cuda_graph, safety
 from sana_service.safety import FalconsAi, OpenNsfw, load_safety_model
 
 BIN_SIZES = [(1344, 768), (512, 2048)]
@@ -234,6 +237,108 @@ class TestFalconsAi:
         (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
         with pytest.raises(ValueError, match="cannot be loaded"):
             FalconsAi(str(folder), "cpu")
+
+
+class Replayed:
+    """A graph that computes by itself, and counts."""
+
+    def __init__(self, work: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.work = work
+        self.replays = 0
+
+    def replay(self, fresh: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        self.replays += 1
+        return self.work(*fresh)
+
+
+class TestCapturing:
+    """Of FalconsAi, with everything that needs a GPU exchanged; the last has one."""
+
+    @pytest.fixture
+    def model(self, falcons_ai: Path) -> FalconsAi:
+        return FalconsAi(str(falcons_ai), "cpu")
+
+    def test_one_picture_is_replayed_and_several_are_not(
+        self, model: FalconsAi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pictures = [flagged_picture(256, 256), _landscape(256, 256)]
+        batches = [_batch(picture) for picture in pictures]
+        expected = [model.probabilities(one) for one in [*batches, _batch(*pictures)]]
+        made: list[Replayed] = []
+
+        def capture(work: Any, fresh: tuple[torch.Tensor, ...], priority: int) -> Replayed:
+            (one,) = fresh
+            assert one.shape == (1, 3, 224, 224)
+            assert work(one).shape == (1,)
+            assert priority < 0, "its kernels are as urgent as the thread's own"
+            made.append(Replayed(work))
+            return made[-1]
+
+        monkeypatch.setattr(cuda_graph, "capture_alone", capture)
+        model._graph = model._capture()
+        assert [model.probabilities(one) for one in batches] == expected[:2]
+        assert made[0].replays == 2
+        assert model.probabilities(_batch(*pictures)) == expected[2]
+        assert made[0].replays == 2
+
+    def test_without_memory_it_runs_uncaptured_for_good(
+        self, model: FalconsAi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tried: list[str] = []
+
+        def short(*_: object) -> None:
+            tried.append("once")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+
+        monkeypatch.setattr(cuda_graph, "capture_alone", short)
+        picture = _batch(_landscape(256, 256))
+        expected = model.probabilities(picture)
+        model._graph = model._capture()
+        assert [model.probabilities(picture) for _ in range(2)] == [expected] * 2
+        assert tried == ["once"]
+        (line,) = caplog.messages
+        assert line == "the safety model runs uncaptured on cpu: CUDA out of memory. Tried to allocate"
+
+    def test_two_threads_take_turns_at_the_graph(self, model: FalconsAi) -> None:
+        """A preview is classified while another picture is finished."""
+        inside = 0
+        at_once: list[int] = []
+        entered = threading.Barrier(2)
+
+        def work(prepared: torch.Tensor) -> torch.Tensor:
+            nonlocal inside
+            inside += 1
+            at_once.append(inside)
+            result = model._classify(prepared)
+            inside -= 1
+            return result
+
+        graph: Any = Replayed(work)
+        model._graph = graph
+        pictures = [_batch(flagged_picture(256, 256)), _batch(_landscape(256, 256))]
+
+        def classify(picture: torch.Tensor) -> list[list[float]]:
+            entered.wait(10)
+            return [model.probabilities(picture) for _ in range(20)]
+
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(classify, pictures))
+        assert set(at_once) == {1}
+        model._graph = None
+        assert found == [[model.probabilities(picture)] * 20 for picture in pictures]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("number", range(torch.cuda.device_count()))
+    def test_a_graph_gives_the_bits_of_its_kernels_on_each_device(self, falcons_ai: Path, number: int) -> None:
+        device = f"cuda:{number}"
+        captured, plain = (FalconsAi(str(falcons_ai), device, capture=capture) for capture in (True, False))
+        assert captured._graph is not None
+        assert plain._graph is None
+        for seed in range(4):
+            picture = _batch(_landscape(640, 480, seed)).to(device)
+            # On a stream that is neither the capture's nor the default one.
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                assert captured.probabilities(picture) == plain.probabilities(picture)
 
 
 class TestChoice:

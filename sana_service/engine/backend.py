@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sana_service.cuda_graph import URGENT, Pool
 from sana_service.engine.bins import nearest_bin
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.transformer import SanaForward
@@ -35,9 +36,6 @@ OLDEST_CAPABILITY = (8, 0)
 
 OLDEST_FP8_CAPABILITY = (8, 9)
 """Of a GPU with 8-bit matrix products: Ada."""
-
-URGENT = -1
-"""Priority of the streams of text and decode; denoising has 0."""
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Scaled latents (n, channels, h, w) to pictures (n, 3, 32 h, 32 w) float32, about -1 to 1."""
@@ -82,7 +80,7 @@ class Backend:
     def _fuse(self, graph_bytes: int | None, precision: Precision) -> None:
         """Take the fused way for each module that fits it."""
         from sana_service.engine.fused import decoder, text, transformer
-        from sana_service.engine.graphs import Capturer, Pool
+        from sana_service.engine.graphs import Capturer
 
         models = self._models
         if graph_bytes is None:

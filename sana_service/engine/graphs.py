@@ -13,33 +13,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from sana_service.cuda_graph import Graph, Pool, Tensors, new_pool
 from sana_service.engine.gate import MemoryGate
 
 _LOG = logging.getLogger("sana.engine")
 
-Tensors = tuple[torch.Tensor, ...]
-
 _SPARE_BYTES = 2 * 2**30
 """Of the device, that must be free when a capture begins."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """What graphs that never run at the same time share.
-
-    Args:
-        handle: of their scratch memory.
-        stream: that they are captured on and never run on. cuBLAS keeps a workspace for each stream, with counters that
-            its kernels wait for; graphs captured on one stream, run at the same time, wait for each other for ever.
-    """
-
-    handle: Any
-    stream: torch.cuda.Stream
 
 
 class Capturer:
@@ -67,8 +50,7 @@ class Capturer:
         Args:
             priority: of the stream that they will run on; a graph's kernels keep that of their capture.
         """
-        stream = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
-        pool = Pool(torch.cuda.graph_pool_handle(), stream)
+        pool = new_pool(self.device, priority)
         self._pools.append(pool)
         return pool
 
@@ -106,31 +88,6 @@ class Capturer:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _Graph:
-    """One captured call."""
-
-    def __init__(self, work: Callable[..., torch.Tensor], fresh: Tensors, fixed: Tensors, pool: Pool) -> None:
-        self._inputs = tuple(torch.zeros_like(tensor) for tensor in fresh)
-        self._fixed = fixed  # so that their memory stays what it is
-        # Once uncaptured, on another stream: libraries make their handles and plans, which a capture may not.
-        work(*self._inputs, *fixed)
-        torch.cuda.current_stream().synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(pool.stream):
-            # Other threads go on launching and allocating.
-            self._graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
-            try:
-                self._output = work(*self._inputs, *fixed)
-            finally:
-                self._graph.capture_end()
-
-    def replay(self, fresh: Tensors) -> torch.Tensor:
-        for place, tensor in zip(self._inputs, fresh, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        self._graph.replay()
-        return self._output.clone()
-
-
 class GraphSet:
     """Calls a function by its graphs where there are any.
 
@@ -147,7 +104,7 @@ class GraphSet:
         self._pool = pool
         self._most = most
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._wanted: set[Hashable] = set()
         self._cleared = 0
 
@@ -182,7 +139,7 @@ class GraphSet:
             _LOG.warning("no memory for the CUDA graph of %s: it runs uncaptured", key)
             return
         try:
-            graph = _Graph(self._work, fresh, fixed, self._pool)
+            graph = Graph(self._work, fresh, fixed, self._pool)
         except RuntimeError as error:
             # It stays wanted, so it is not tried again: the uncaptured way is slower and just as good.
             _LOG.warning("no CUDA graph for %s: %s", key, str(error).partition("\n")[0])

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sana_service.engine.backend import URGENT, Backend
+from sana_service.cuda_graph import URGENT
+from sana_service.engine.backend import Backend
 from sana_service.engine.bins import Size, crop_box, nearest_bin
 from sana_service.engine.costs import is_guided
 from sana_service.engine.decode import LatentDecoder, render

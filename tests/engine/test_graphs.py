@@ -67,7 +67,7 @@ class Graph:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "_Graph", Graph)
+    monkeypatch.setattr(graphs, "Graph", Graph)
     monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
     monkeypatch.setattr(Graph, "replays", 0)
     monkeypatch.setattr(Graph, "error", None)

@@ -14,8 +14,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_dc import DCUpBlock2d, EfficientViTBlock, ResBlock
 from torch.nn import functional
 
+from sana_service.cuda_graph import Pool
 from sana_service.engine.fused.packing import packed
-from sana_service.engine.graphs import Capturer, GraphSet, Pool
+from sana_service.engine.graphs import Capturer, GraphSet
 from sana_service.engine.kernels.attention import Layout, linear_attention
 from sana_service.engine.kernels.convolutions import (
     ToPlanes,

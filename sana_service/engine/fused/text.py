@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from sana_service.cuda_graph import Pool
 from sana_service.engine.fused.packing import packed
-from sana_service.engine.graphs import Capturer, GraphSet, Pool
+from sana_service.engine.graphs import Capturer, GraphSet
 from sana_service.engine.kernels.norms import add_rms_norms, rms_norm
 from sana_service.engine.kernels.text import capped_softmax_, gated_gelu, rotate
 

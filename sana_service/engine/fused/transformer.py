@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from sana_service.cuda_graph import Pool
 from sana_service.engine.fused.packing import packed
 from sana_service.engine.fused.products import product
-from sana_service.engine.graphs import Capturer, GraphSet, Pool
+from sana_service.engine.graphs import Capturer, GraphSet
 from sana_service.engine.kernels.attention import Layout, QkNorm, cross_attention, linear_attention
 from sana_service.engine.kernels.convolutions import depthwise_glu
 from sana_service.engine.kernels.norms import Modulated, add_modulate, rms_norm

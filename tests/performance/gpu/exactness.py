@@ -3,20 +3,24 @@
 Errors hide where gates are small, and the random weights' own are; so gates, shifts and scales get the size that
 trained ones have. A picture's range is taken as three deviations of the exact one to either side. The bounds: relative
 L2 error at most 1.25 times that of the stock forward in bfloat16, cosine at least 0.9995, a decoder within 45 dB of
-the stock one; bit-equal are graphs and the same kernels uncaptured, a prompt's cached and fresh states, and pictures
-drawn alone and while the stages of others run beside them. How far the decoder's pixels are from the stock one's, of
-255, is a row of the table: where the stock one is itself further than the bound from float32, an exact one would miss
-it. `bundled.py` has the decoder with trained weights.
+the stock one; bit-equal are graphs, the safety model's too, and the same kernels uncaptured, a prompt's cached and
+fresh states, and pictures drawn alone and while the stages of others run beside them. How far the decoder's pixels are
+from the stock one's, of 255, is a row of the table: where the stock one is itself further than the bound from float32,
+an exact one would miss it. `bundled.py` has the decoder with trained weights.
 """
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
+from sana_service.cuda_graph import URGENT
 from sana_service.engine.engine import Engine
 from sana_service.engine.fused.decoder import FusedDecoder
 from sana_service.engine.fused.text import FusedTextEncoder
@@ -28,7 +32,9 @@ from sana_service.engine.limits import Limits
 from sana_service.engine.text import PromptEncoder
 from sana_service.models.load import load_models
 from sana_service.models.names import ModelName
+from sana_service.safety import FalconsAi
 from tests.performance.gpu.bench import SQUARE, STEPS, Results, request, run_part
+from tests.performance.gpu.hub_pair import write_safety
 
 SIDES = ((32, 32), (24, 42))
 """Latents of the bins of 1024x1024 and of the default size."""
@@ -198,6 +204,29 @@ class Exactness:
                 f"decoder {32 * side[1]}x{32 * side[0]}", {**found, "good": found["good"] and decibel >= LEAST_DECIBEL}
             )
 
+    def safety(self) -> None:
+        """Compare the safety model's graph with the same model uncaptured, while others work and one by one."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_safety(Path(folder))
+            captured, plain = (FalconsAi(folder, self.device, capture=capture) for capture in (True, False))
+        pictures = [
+            torch.rand(1, 3, 32 * tall, 32 * wide, generator=self.generator, device=self.device)
+            for tall, wide in SIDES * 4
+        ]
+        expected = [plain.probabilities(one) for one in pictures]
+        same = [captured.probabilities(one) for one in pictures] == expected
+        with ThreadPoolExecutor(2) as threads:
+            together = list(threads.map(self._on_a_stream(captured.probabilities), pictures))
+        self.results.note("safety: graph, equal bits", captured._graph is not None and same)
+        self.results.note("safety: two threads, equal bits", together == expected)
+
+    def _on_a_stream(self, classify: Callable[[torch.Tensor], list[float]]) -> Callable[[torch.Tensor], list[float]]:
+        def run(picture: torch.Tensor) -> list[float]:
+            with torch.cuda.stream(torch.cuda.Stream(self.device, priority=URGENT)):
+                return classify(picture)
+
+        return run
+
     def pipelining(self) -> None:
         """Draw some pictures one after another, then all at once, mixed; a batch is one row, so bits are comparable."""
         limits = Limits(
@@ -224,6 +253,7 @@ def measure(results: Results) -> None:
     for name in exactness.models.checkpoints:
         exactness.transformer(name, states)
     exactness.decoder()
+    exactness.safety()
     exactness.capturer.stop()
     exactness.pipelining()
 
