@@ -68,6 +68,7 @@ def nearest_bin(width: int, height: int, sample_size: int) -> Size:
     return Size(int(bin_width), int(bin_height))
 
 
+@lru_cache(maxsize=1024)
 def crop_box(drawn: Size, requested: Size) -> Box:
     """The largest box of `requested`'s aspect in `drawn`, about its centre.
 

@@ -183,11 +183,11 @@ class Denoiser:
         model, guided = rows[0].key.model, rows[0].key.guided
         # Everything is on the device already: a copy from the host would wait for the step before.
         forward = self._forwards[model]
-        coefficients = torch.stack([row.schedule.coefficients[row.step] for row in rows])
-        timesteps = torch.stack([row.schedule.timesteps[row.step] for row in rows])
+        coefficients = _stacked([row.schedule.coefficients[row.step] for row in rows])
+        timesteps = _stacked([row.schedule.timesteps[row.step] for row in rows])
         scales = guidance_scales(rows)
-        latents = torch.stack([row.latents for row in rows])
-        history = torch.stack([row.history for row in rows])
+        latents = _stacked([row.latents for row in rows])
+        history = _stacked([row.history for row in rows])
         seen = model_input(coefficients, latents).to(forward.dtype)
         contexts = self._contexts(rows)
         if guided:
@@ -234,13 +234,18 @@ def _same(ours: tuple[Context, ...], others: tuple[Context, ...]) -> bool:
 
 def guidance_scales(rows: Sequence[DenoiseRow]) -> torch.Tensor:
     """(rows,) float32."""
-    return torch.stack([row.scale for row in rows])
+    return _stacked([row.scale for row in rows])
 
 
 def _noise(rows: Sequence[DenoiseRow]) -> torch.Tensor | None:
     noise = [row.noise[row.step] for row in rows]
     if all(one is None for one in noise):
         return None
-    return torch.stack(
+    return _stacked(
         [torch.zeros_like(row.latents) if one is None else one for row, one in zip(rows, noise, strict=True)]
     )
+
+
+def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """One row each, to be read only; that of one alone is where it was, which saves a launch."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]

@@ -84,10 +84,20 @@ def test_decode_is_the_stock_decoder_and_its_postprocessing(models, stock):
     torch.testing.assert_close(images, expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 2, 3, 0), (1, 2, 99, 99)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_one_value_that_is_not_finite_is_found(value):
-    values = torch.zeros(2, 3, 4, 4)
-    require_finite(pixels=values)
-    values[1, 2, 3, 0] = value
-    with pytest.raises(NotFinite, match="pixels"):
-        require_finite(pixels=values)
+def test_one_value_that_is_not_finite_is_found(value, place):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    latents, values = torch.randn(2, 4, device=device), torch.randn(2, 3, 100, 100, device=device)
+    require_finite(latents=latents, pixels=values)
+    values[place] = value
+    with pytest.raises(NotFinite, match="the pixels are"):
+        require_finite(latents=latents, pixels=values)
+    with pytest.raises(NotFinite, match="the latents are"):
+        require_finite(latents=values, pixels=latents)
+
+
+def test_the_largest_numbers_are_finite():
+    """Of which a sum is not."""
+    most = torch.finfo(torch.float32).max
+    require_finite(pixels=torch.full((4, 4), most), latents=torch.tensor([-most, 5e-45, 0.0]))

@@ -92,7 +92,7 @@ class FusedForward(SanaForward):
             [layer for block in self._blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
         )
         norms = [block.attn2.norm_k for block in self._blocks]
-        self._key_gains = None if norms[0] is None else torch.stack([norm.weight for norm in norms])
+        self._key_gains = None if norms[0] is None else torch.stack([norm.weight for norm in norms]).float()
         self._key_eps = 0.0 if norms[0] is None else norms[0].eps
         self._store: ContextBatch | None = None
         self._graphs = GraphSet(self._run, capturer, pool) if capturer is not None and pool is not None else None
@@ -108,7 +108,7 @@ class FusedForward(SanaForward):
         if self._key_gains is not None:
             wide = keys.float()
             wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._key_eps)
-            keys = (wide * self._key_gains.float()).to(values.dtype)
+            keys = (wide * self._key_gains).to(values.dtype)
         shape = (len(text), len(self._layers), self._layers[0].cross_heads, -1)
         return Context(
             keys.reshape(shape).permute(1, 2, 0, 3).contiguous(), values.reshape(shape).permute(1, 2, 0, 3).contiguous()
