@@ -42,6 +42,7 @@ from sana_service.http.address import base_url
 from sana_service.http.app import wrap
 from sana_service.http.boundary import error_response
 from sana_service.http.disconnect import until_disconnect
+from sana_service.http.lean import lean
 from sana_service.http.routes import FAL_KEY
 from sana_service.metrics import render as render_metrics
 from sana_service.models.names import ModelName
@@ -63,7 +64,7 @@ class SanaService(bentoml.Service[Any]):
     """BentoML's service class, inside the project's own HTTP layer."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        return wrap(super().to_asgi(is_main), settings, storage, _runtime)
+        return wrap(lean(super().to_asgi(is_main)), settings, storage, _runtime)
 
     @property
     def openapi_spec(self) -> Any:
