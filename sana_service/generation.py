@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from sana_service import __version__, tracing
 from sana_service.contract.errors import DeadlinePassed, ServiceError, Unavailable, from_engine
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from sana_service.settings import Settings
 
 logger = get_logger("generation")
+
+Result = TypeVar("Result")
 
 _OUTPUTS: dict[ModelName, type[Output]] = {"base": SanaOutput, "sprint": SanaSprintOutput}
 _SAMPLERS: dict[ModelName, str] = {"base": "DPM++ 2M", "sprint": "SCM"}
@@ -175,12 +179,12 @@ class Generation:
             uris = await asyncio.gather(*(asyncio.to_thread(data_uri, image) for image in images))
             names = [f"{secrets.token_hex(16)}.{image.extension}" for image in images]
             return [_file(image, name, uri) for image, name, uri in zip(images, names, uris, strict=True)]
-        puts = [
-            asyncio.ensure_future(asyncio.to_thread(self.storage.put, image.data, image.extension)) for image in images
-        ]
+        puts = [_in_thread(self.storage.put, image.data, image.extension) for image in images]
         try:
-            # Shielded: a put that was cancelled would go on in its thread, and its file would stay.
-            names = await asyncio.gather(*map(asyncio.shield, puts))
+            # Not cancelled with this: a put would go on in its thread, and its file would stay.
+            done, others = await asyncio.wait(puts, return_when=asyncio.FIRST_EXCEPTION)
+            # Where some are not done one of the others has failed.
+            names = [put.result() for put in (done if others else puts)]
         except (StorageError, asyncio.CancelledError) as error:
             # Not for ever: a storage that hangs would hold the request beyond its deadline.
             await asyncio.wait({asyncio.ensure_future(self._withdraw(puts))}, timeout=_WITHDRAW_SECONDS)
@@ -230,6 +234,12 @@ class Generation:
 def output_model(model: ModelName) -> type[Output]:
     """The response model of an endpoint."""
     return _OUTPUTS[model]
+
+
+def _in_thread(function: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
+    """`asyncio.to_thread` without the task around it."""
+    call = partial(contextvars.copy_context().run, function, *arguments)
+    return asyncio.get_running_loop().run_in_executor(None, call)
 
 
 def _file(image: EncodedImage, name: str, url: str) -> ImageFile:

@@ -144,12 +144,12 @@ class Encoder:
         pairs = list(zip(pixels_batch, metadatas, strict=True))
         self._count(pixels_batch, output_format, 1)
         try:
-            return await asyncio.gather(
-                *(
-                    loop.run_in_executor(self._pool, self._encode, pixels, output_format, told, jpeg_quality)
-                    for pixels, told in pairs
-                )
-            )
+            encoding = [
+                loop.run_in_executor(self._pool, self._encode, pixels, output_format, told, jpeg_quality)
+                for pixels, told in pairs
+            ]
+            # Most requests want one picture, and `gather` is another turn of the event loop.
+            return [await encoding[0]] if len(encoding) == 1 else await asyncio.gather(*encoding)
         finally:
             self._count(pixels_batch, output_format, -1)
 

@@ -1,7 +1,6 @@
 """Work that ends when its client leaves.
 
-Called inside the API method: BentoML runs each request in a task of its own, which a cancellation
-from outside does not reach.
+Called inside the API method: nothing else tells a request's task that its client has left.
 """
 
 from __future__ import annotations
@@ -19,25 +18,33 @@ Result = TypeVar("Result")
 async def until_disconnect(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
     """Do the work for as long as the client waits for it.
 
+    The work is done in the caller's task, which is cancelled and taken back as `asyncio.timeout` does it: a task of its
+    own would cost each request several turns of the event loop.
+
     Args:
         receive: the request's, its body already read.
 
     Raises:
         ClientDisconnect: the client left; the work has been cancelled.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_disconnected(receive))
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancelled_before = caller.cancelling()
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        caller.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and caller.uncancel() <= cancelled_before:
+            raise ClientDisconnect from None
+        raise
     finally:
-        for each in (task, watcher):
-            each.cancel()
-        await asyncio.wait({task, watcher})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        watcher.cancel()

@@ -60,6 +60,47 @@ def test_work_is_cancelled_when_the_client_leaves() -> None:
     assert cancelled == [True]
 
 
+def test_the_caller_goes_on_after_its_client_has_left() -> None:
+    async def scenario() -> int:
+        connection = Connection()
+        connection.left.set()
+        with pytest.raises(ClientDisconnect):
+            await until_disconnect(asyncio.sleep(60), connection)
+        await asyncio.sleep(0)
+        caller = asyncio.current_task()
+        assert caller is not None
+        return caller.cancelling()
+
+    assert asyncio.run(scenario()) == 0
+
+
+def test_a_caller_that_is_cancelled_as_its_client_leaves_is_cancelled() -> None:
+    async def scenario() -> None:
+        connection = Connection()
+
+        async def work() -> None:
+            connection.left.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                caller.cancel()
+
+        caller = asyncio.create_task(until_disconnect(work(), connection))
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_inside_the_work_is_no_client_that_leaves() -> None:
+    async def work() -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(until_disconnect(work(), Connection()))
+
+
 def test_work_is_cancelled_with_its_caller() -> None:
     started = asyncio.Event()
     cancelled = []
