@@ -81,6 +81,8 @@ class Sana:
         from sana_service.runtime import Runtime
 
         self.runtime = Runtime(settings, storage)
+        # BentoML looks an API up for each request, and it would be bound and its signature inspected each time.
+        vars(self).update(generate=self.generate, sprint=self.sprint)
 
     @bentoml.on_startup
     async def start(self) -> None:

@@ -11,7 +11,8 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -62,6 +63,8 @@ Delivery = Literal["delivered", "failed", "given_up"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 STAGES = ("queue", "text", "denoise", "decode", "safety", "resize", "encode", "store")
+
+AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 
 _SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
@@ -163,29 +166,35 @@ for _route in ("generate", "sprint"):
         RESPONSES.labels(_route, str(_code))
 
 
+@cache
+def series(metric: AnyMetric, *labels: str) -> AnyMetric:
+    """One series of a metric. Its `labels` looks at each label anew, and that several times a request."""
+    return metric.labels(*labels)
+
+
 def count_request(model: ModelName, outcome: Outcome, reason: Reason | None = None) -> None:
     """A request that passed validation has ended.
 
     Args:
         reason: why it was not completed; None where it was.
     """
-    REQUESTS.labels(model, outcome).inc()
+    series(REQUESTS, model, outcome).inc()
     if reason is not None:
-        UNCOMPLETED.labels(model, reason).inc()
+        series(UNCOMPLETED, model, reason).inc()
 
 
 def count_answer(model: ModelName, request: BaseInput, output: Output, units: int, seconds: float) -> None:
     """What a completed request took and gave."""
     count_request(model, "completed")
-    REQUEST_SECONDS.labels(model).observe(seconds)
+    series(REQUEST_SECONDS, model).observe(seconds)
     for stage, spent in output.timings.items():
-        STAGE_SECONDS.labels(model, stage).observe(spent)
-    BATCH_IMAGES.labels(model).observe(output.batch_images)
-    IMAGES.labels(model, request.output_format).inc(len(output.images))
-    FLAGGED_IMAGES.labels(model).inc(sum(output.has_nsfw_concepts))
-    PIXELS.labels(model).inc(sum(image.width * image.height for image in output.images))
-    STEPS.labels(model).inc(request.num_inference_steps * request.num_images)
-    BILLABLE_UNITS.labels(model).inc(units)
+        series(STAGE_SECONDS, model, stage).observe(spent)
+    series(BATCH_IMAGES, model).observe(output.batch_images)
+    series(IMAGES, model, request.output_format).inc(len(output.images))
+    series(FLAGGED_IMAGES, model).inc(sum(output.has_nsfw_concepts))
+    series(PIXELS, model).inc(sum(image.width * image.height for image in output.images))
+    series(STEPS, model).inc(request.num_inference_steps * request.num_images)
+    series(BILLABLE_UNITS, model).inc(units)
 
 
 class LiveState(Collector):

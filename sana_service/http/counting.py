@@ -16,7 +16,7 @@ from sana_service.http.routes import (
     QUEUE_PREFIX,
     SPRINT,
 )
-from sana_service.metrics import RESPONSES
+from sana_service.metrics import RESPONSES, series
 
 _KINDS = {
     GENERATE: "generate",
@@ -64,7 +64,7 @@ class ResponseCounter:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                RESPONSES.labels(kind, str(message["status"])).inc()
+                series(RESPONSES, kind, str(message["status"])).inc()
             await send(message)
 
         await self.app(scope, receive, counted)
