@@ -229,10 +229,13 @@ class _Folder:
     def write(self, name: str, data: bytes, content_type: str) -> None:
         temporary = self.folder / f".{name}.part"
         with self._failures("written to"):
-            # Cleaners of temporary folders may have taken it since the last write.
-            self._make_folder()
             try:
-                temporary.write_bytes(data)
+                try:
+                    temporary.write_bytes(data)
+                except (FileNotFoundError, NotADirectoryError):
+                    # Cleaners of temporary folders may have taken it since the last write.
+                    self._make_folder()
+                    temporary.write_bytes(data)
                 os.replace(temporary, self.folder / name)
             except OSError:
                 temporary.unlink(missing_ok=True)
