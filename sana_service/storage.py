@@ -227,19 +227,22 @@ class _Folder:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
-        temporary = self.folder / f".{name}.part"
         with self._failures("written to"):
             try:
-                try:
-                    temporary.write_bytes(data)
-                except (FileNotFoundError, NotADirectoryError):
-                    # Cleaners of temporary folders may have taken it since the last write.
-                    self._make_folder()
-                    temporary.write_bytes(data)
-                os.replace(temporary, self.folder / name)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+                self._place(name, data)
+            except (FileNotFoundError, NotADirectoryError):
+                # Cleaners of temporary folders may have taken it since the last write.
+                self._make_folder()
+                self._place(name, data)
+
+    def _place(self, name: str, data: bytes) -> None:
+        temporary = self.folder / f".{name}.part"
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, self.folder / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def read(self, name: str) -> tuple[bytes, float]:
         path = self.folder / name
