@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,8 +29,10 @@ from sana_service.contract.answers import answer_headers, units_of
 from sana_service.contract.errors import Unavailable
 from sana_service.contract.idempotency import REPLAYED_HEADER
 from sana_service.contract.schemas import BaseInput, Output, SprintInput, TextToImageInput
+from sana_service.devices import ServiceDevice
 from sana_service.engine.engine import Engine
 from sana_service.engine.errors import NotReady
+from sana_service.engine.processes.device import start_devices
 from sana_service.generation import Extras, Generation, output_model
 from sana_service.images import Encoder
 from sana_service.jobs.keys import Answer
@@ -39,15 +41,15 @@ from sana_service.jobs.record import StoreError
 from sana_service.jobs.service import JobService
 from sana_service.jobs.store import default_url, open_store
 from sana_service.metrics import REGISTRY, START_SECONDS, LiveState, count_answer, count_request
-from sana_service.models.load import load_models, resolve_devices, resolve_kind
+from sana_service.models.load import resolve_devices, resolve_kind
 from sana_service.outcomes import outcome_of, reason_of
-from sana_service.safety import load_safety_model
 from sana_service.startup import load_signer
 from sana_service.storage import Storage, StorageError
 from sana_service.telemetry import get_logger
 from sana_service.tracing import open_tracing
 
 if TYPE_CHECKING:
+    from sana_service.engine.device import Device
     from sana_service.engine.observer import Observer
     from sana_service.models.names import ModelName
     from sana_service.settings import Settings
@@ -309,33 +311,16 @@ def build_generation(settings: Settings, storage: Storage, encoder: Encoder) -> 
 
     Raises:
         ModelLoadError: a checkpoint cannot be used.
+        DeviceError: a device's process cannot.
     """
-    devices = resolve_devices(settings.devices)
-    kind = resolve_kind(settings.models, devices[0])
-    if devices == ["cpu"]:
+    names = resolve_devices(settings.devices)
+    kind = resolve_kind(settings.models, names[0])
+    if names == ["cpu"]:
         # one core stays free for the event loop and the image encoders
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-    models = [
-        load_models(
-            kind,
-            settings.base_model,
-            settings.sprint_model,
-            settings.base_revision,
-            settings.sprint_revision,
-            device,
-        )
-        for device in devices
-    ]
-    engine = Engine(
-        models,
-        safety=[load_safety_model(settings.safety_model, kind, device) for device in devices],
-        nsfw_threshold=settings.nsfw_threshold,
-        max_queue=settings.max_queue,
-        max_work=settings.max_queue_work,
-        downstream=encoder,
-        graph_bytes=None if settings.graph_memory_gb is None else int(settings.graph_memory_gb * 2**30),
-        precision=settings.precision,
-    )
+    specs = {name: ServiceDevice(name, kind, settings) for name in names}
+    # Several in one process would wait for each other's Python.
+    devices: Sequence[Device] = start_devices(specs) if len(specs) > 1 else [specs[names[0]].build()]
+    engine = Engine(devices, max_queue=settings.max_queue, max_work=settings.max_queue_work, downstream=encoder)
     engine.start()
-    names: dict[ModelName, str] = {name: checkpoint.name for name, checkpoint in models[0].checkpoints.items()}
-    return Generation(engine, encoder, storage, settings, names)
+    return Generation(engine, encoder, storage, settings, dict(devices[0].names))

@@ -6,7 +6,9 @@ folders by diffusers' own loader, called with one generator per image.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sana_service.engine.admission import Downstream
 from sana_service.engine.bins import Box, Size
+from sana_service.engine.device import build_device
+from sana_service.engine.engine import Engine
 from sana_service.engine.job import Job
 from sana_service.models.bundled.random_pair import build_random_pair
 from sana_service.models.checkpoint import Checkpoint, Models
 from sana_service.models.load import load_models
+from sana_service.safety import SafetyModel
 
 DIFFUSERS_WARNS = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 """Warnings are errors; this one is of diffusers' DPM-Solver, where it turns a tensor into an array."""
@@ -44,6 +50,22 @@ EXAMPLE: dict[str, Any] = {
 def job(**changes: Any) -> Job:
     """An example with a minute to live."""
     return Job(**{**EXAMPLE, "deadline": time.monotonic() + 60, **changes})
+
+
+def local_engine(
+    models: Models | Sequence[Models],
+    *,
+    max_queue: int,
+    safety: SafetyModel | None = None,
+    nsfw_threshold: float = 0.5,
+    max_work: float = math.inf,
+    downstream: Downstream | None = None,
+    **options: Any,
+) -> Engine:
+    """An engine whose devices are in this process; other options are those of `build_device`."""
+    sets = models if isinstance(models, Sequence) else [models]
+    devices = [build_device(one, safety, nsfw_threshold, **options) for one in sets]
+    return Engine(devices, max_queue=max_queue, max_work=max_work, downstream=downstream)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, get_args
 from sana_service.engine.admission import Downstream, JobQueue
 from sana_service.engine.costs import Costs
 from sana_service.engine.job import Artifact, Job
-from sana_service.engine.limits import Limits, default_limits
-from sana_service.engine.loop import DeviceLoop
-from sana_service.engine.stages import Stages
 from sana_service.engine.work import Work
 
 if TYPE_CHECKING:
-    from sana_service.models.checkpoint import Models
-    from sana_service.models.names import ModelName, Precision
-    from sana_service.safety import SafetyModel
+    from sana_service.engine.device import Device
+    from sana_service.models.names import ModelName
 
 
 class Engine:
@@ -29,57 +25,31 @@ class Engine:
     for threads and return at once, but for `drain` and `stop`.
 
     Args:
-        models: one set, or one for each device that the engine is to use.
-        safety: classifies pictures, one or one for each device; None leaves every picture unflagged.
-        nsfw_threshold: probability strictly above which a picture becomes black.
-        max_queue: jobs that may wait, besides those that have a seat on the device.
-        limits: how much may be on the device; by default what suits it.
+        devices: which are alike: the first one's limits are everyone's.
+        max_queue: jobs that may wait, besides those that have a seat on a device.
         max_work: megapixel-steps that may wait.
-        graph_bytes: what captured CUDA graphs may hold of each device's memory; 0 for none, None for a default by its
-            size. Without effect on a CPU.
-        precision: of the transformers.
         downstream: what artifacts go through afterwards, where that can be congested.
-
-    Raises:
-        UnsupportedScheduler: a checkpoint's scheduler cannot be run row by row.
-        UnsupportedPrecision: a device or a checkpoint cannot be run in that precision.
     """
 
     def __init__(
         self,
-        models: Models | Sequence[Models],
+        devices: Sequence[Device],
         *,
-        safety: SafetyModel | Sequence[SafetyModel | None] | None,
-        nsfw_threshold: float,
         max_queue: int,
         max_work: float = math.inf,
-        limits: Limits | None = None,
         downstream: Downstream | None = None,
-        graph_bytes: int | None = None,
-        precision: Precision = "exact",
     ) -> None:
-        sets = models if isinstance(models, Sequence) else [models]
-        safeties = safety if isinstance(safety, Sequence) else [safety] * len(sets)
-        costs, limits = Costs(), limits or default_limits(sets[0])
+        costs, limits = Costs(), devices[0].limits
         self._queue = JobQueue(
             max_queue,
-            len(sets),
+            len(devices),
             limits.seats,
             costs,
             downstream,
             max_work=max_work,
             drawn_pixels=limits.drawn_pixels,
         )
-        self._loops = [
-            DeviceLoop(
-                number,
-                Stages(one, its_safety, nsfw_threshold, graph_bytes=graph_bytes, precision=precision),
-                self._queue,
-                costs,
-                limits.batch_cells,
-            )
-            for number, (one, its_safety) in enumerate(zip(sets, safeties, strict=True))
-        ]
+        self._loops = [device.loop(number, self._queue, costs) for number, device in enumerate(devices)]
 
     def start(self) -> None:
         """Make the devices ready, start their loops and take jobs. Once only; blocks."""
@@ -142,7 +112,7 @@ class Engine:
 
     def memory_bytes(self) -> dict[str, dict[str, int]]:
         """Of each CUDA device: what tensors hold (`allocated`), the process holds (`reserved`), and the `peak`."""
-        return {str(loop.device): figures for loop in self._loops if (figures := loop.memory_bytes())}
+        return {loop.name: figures for loop in self._loops if (figures := loop.memory_bytes())}
 
     def shortages(self) -> dict[Work, int]:
         """How often each kind of work ran out of device memory, whether or not its job survived it."""

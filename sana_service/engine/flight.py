@@ -43,7 +43,8 @@ class Flight:
     def __post_init__(self) -> None:
         job = self.job
         self.latents: list[torch.Tensor | None] = [None] * len(job.seeds)
-        self.pixels = np.empty((len(job.seeds), job.height, job.width, 3), np.uint8)
+        given = self.ticket.pixels
+        self.pixels = np.empty(job.pixel_shape, np.uint8) if given is None else given
         self.flagged = [False] * len(job.seeds)
         self.previewed_steps = preview_steps(job.num_inference_steps, job.observer.previews) if job.observer else ()
         self.timings["queue"] = 0.0

@@ -6,14 +6,36 @@ Pure Python; the engine's clients (HTTP, command line, tests) need nothing else 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sana_service.engine.observer import Observer
     from sana_service.models.names import ModelName
+
+
+class Flag(Protocol):
+    """Set once; a `threading.Event` is one."""
+
+    def set(self) -> None: ...
+
+    def is_set(self) -> bool: ...
+
+
+class _Never:
+    """Nobody can set it, which leaves it the same in every process."""
+
+    def set(self) -> None:
+        raise AssertionError("this copy of a job cannot be cancelled")
+
+    def is_set(self) -> bool:
+        return False
+
+
+NEVER = _Never()
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +54,7 @@ class Job:
         deadline: `time.monotonic()` seconds after which the job is dropped.
         request_id: for the log.
         observer: is told how far the job is; None where nobody looks.
+        cancellation: whether it was cancelled.
     """
 
     model: ModelName
@@ -46,15 +69,33 @@ class Job:
     deadline: float
     request_id: str = ""
     observer: Observer | None = field(default=None, repr=False)
-    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
+    cancellation: Flag = field(default_factory=threading.Event, repr=False)
+    _watchers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def cancel(self) -> None:
         """Ask for the job to end; it leaves the device within one denoising step."""
-        self._cancelled.set()
+        self.cancellation.set()
+        for told in tuple(self._watchers):
+            told()
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self.cancellation.is_set()
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int, int]:
+        """Of its artifact: images, height, width, channels."""
+        return (len(self.seeds), self.height, self.width, 3)
+
+    def when_cancelled(self, told: Callable[[], None]) -> None:
+        """Call once the job is cancelled, perhaps twice; at once where it is already."""
+        self._watchers.append(told)
+        if self.cancelled:
+            told()
+
+    def order(self) -> Job:
+        """What another process is to draw: the job without what watches it."""
+        return replace(self, observer=None, cancellation=NEVER, _watchers=[])
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Queue, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from sana_service.engine.admission import JobQueue
 from sana_service.engine.batcher import Batcher
 from sana_service.engine.costs import Costs
 from sana_service.engine.denoise import DenoiseRow
@@ -32,6 +31,7 @@ from sana_service.engine.work import DeviceWork, Work
 
 if TYPE_CHECKING:
     from sana_service.engine.stages import Stages, StepTime
+    from sana_service.engine.ticket import Ticket
     from sana_service.models.names import ModelName
 
 _LOG = logging.getLogger("sana.engine")
@@ -54,6 +54,20 @@ class _Moved(NamedTuple):
     preview: Shot | None
 
 
+class Tickets(Protocol):
+    """Where a loop's jobs come from, and what it tells of them: `JobQueue`, or what stands for it elsewhere."""
+
+    def take(self, loop: int) -> Ticket | None: ...
+
+    def sweep(self) -> None: ...
+
+    def done(self, ticket: Ticket) -> None: ...
+
+    def retire(self, loop: int) -> bool: ...
+
+    def give_back(self, ticket: Ticket) -> bool: ...
+
+
 class DeviceLoop:
     """Runs jobs on one device.
 
@@ -66,7 +80,7 @@ class DeviceLoop:
     """
 
     def __init__(
-        self, number: int, stages: Stages, queue: JobQueue, costs: Costs, cells: Mapping[ModelName, int]
+        self, number: int, stages: Stages, queue: Tickets, costs: Costs, cells: Mapping[ModelName, int]
     ) -> None:
         self._number = number
         self._stages = stages
@@ -93,8 +107,9 @@ class DeviceLoop:
         self.lost = False
 
     @property
-    def device(self) -> torch.device:
-        return self._stages.device
+    def name(self) -> str:
+        """Of the device, such as "cuda:0"."""
+        return str(self._stages.device)
 
     def memory_bytes(self) -> dict[str, int]:
         """What a CUDA device's tensors hold, and the process; empty on a CPU."""
@@ -272,7 +287,7 @@ class DeviceLoop:
     def _stepped(self, flight: Flight, forwards: int, preview: Shot | None) -> None:
         """Tell the observer, show a preview, and hand the job on when its last image is done."""
         flight.steps_done += 1
-        flight.ticket.rows_left -= forwards
+        flight.ticket.took_rows(forwards)
         flight.tell("denoise")
         if preview is not None:
             self._shots.put(preview)
@@ -324,7 +339,7 @@ class DeviceLoop:
                 self._fail(flight, error)
             else:
                 self._costs.observe_image(flight.job.model, decode_seconds + safety_seconds + resize_seconds)
-                flight.ticket.images_left -= 1
+                flight.ticket.finished_image()
                 if not flight.ticket.images_left:
                     self._complete(flight)
             del decoded, shot, image, flight

@@ -9,10 +9,14 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sana_service.engine.costs import row_count
 from sana_service.engine.errors import DeadlineExceeded, JobCancelled
 from sana_service.engine.job import Artifact, Job
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class JobFuture(Future[Artifact]):
@@ -39,6 +43,7 @@ class Ticket:
         rows_left: transformer rows still to run, for predictions.
         images_left: images still to decode and finish, likewise.
         moved: whether its first device was lost.
+        pixels: where the artifact's are to be; None for memory of their own.
     """
 
     job: Job
@@ -49,6 +54,7 @@ class Ticket:
     rows_left: int = field(init=False)
     images_left: int = field(init=False)
     moved: bool = False
+    pixels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self._once = threading.Lock()
@@ -62,6 +68,14 @@ class Ticket:
     def _begin(self) -> None:
         self.rows_left = row_count(self.job)
         self.images_left = len(self.job.seeds)
+
+    def took_rows(self, rows: int) -> None:
+        """So many transformer rows are done."""
+        self.rows_left -= rows
+
+    def finished_image(self) -> None:
+        """An image is decoded and finished."""
+        self.images_left -= 1
 
     @property
     def ended(self) -> bool:

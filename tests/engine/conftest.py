@@ -10,7 +10,7 @@ import pytest
 from sana_service.engine.engine import Engine
 from sana_service.engine.limits import Limits
 from sana_service.models.checkpoint import Models
-from tests.pairs import DIFFUSERS_WARNS, Pair, Stock, write_pair
+from tests.pairs import DIFFUSERS_WARNS, Pair, Stock, local_engine, write_pair
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ BATCHES = Limits(batch_cells={"base": 2 * 1024, "sprint": 4 * 1024}, seats={"bas
 
 @pytest.fixture
 def engine(models: Models) -> Iterator[Engine]:
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
     engine.start()
     yield engine
     assert engine.stop(timeout_seconds=30)

@@ -40,7 +40,7 @@ from sana_service.engine.transformer import ContextBatch, SanaForward
 from sana_service.models.checkpoint import Models
 from sana_service.models.load import load_models
 from tests.engine.conftest import BATCHES
-from tests.pairs import job
+from tests.pairs import job, local_engine
 
 ROUNDING, PIXEL_ROUNDING = 2e-4, 1
 """Of the largest latent: strong guidance makes them large, and their differences with them."""
@@ -250,7 +250,7 @@ def test_a_step_that_fails_changes_no_row(models: Models, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def engine_of_bundled(bundled: Models) -> Any:
-    engine = Engine(bundled, safety=None, nsfw_threshold=0.5, max_queue=64, limits=BATCHES)
+    engine = local_engine(bundled, safety=None, nsfw_threshold=0.5, max_queue=64, limits=BATCHES)
     engine.start()
     yield engine
     engine.stop()
@@ -270,7 +270,7 @@ def test_alone_the_bytes_are_the_same_cold_and_warm_the_first_time_and_the_tenth
     """Cold: an engine without cached embeddings, contexts and tables."""
     pictures = []
     for _ in range(2):
-        engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
+        engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
         engine.start()
         pictures += [engine.submit(job(**request_)).result(60).pixels for _ in range(5)]
         others = [engine.submit(job(model=model, prompt="a strange box", seeds=(9,))) for model in ("base", "sprint")]

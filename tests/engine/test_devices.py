@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from sana_service.engine.engine import Engine
 from sana_service.engine.errors import NotReady
 from sana_service.models.checkpoint import Models
 from tests.engine.simulated import SimulatedEngine, SimulatedStages
-from tests.pairs import job
+from tests.pairs import job, local_engine
 from tests.performance.devices import Pace, throughput
 
 SECONDS = 60
@@ -122,7 +121,7 @@ def test_a_drained_queue_waits_for_jobs_that_may_come_back(sticky: dict[int, Sim
 
 def test_two_real_devices_draw_the_same_pictures(models: Models):
     """Two loops on the CPU's models stand for two GPUs with the same weights."""
-    engine = Engine([models, models], safety=[None, None], nsfw_threshold=0.5, max_queue=8)
+    engine = local_engine([models, models], nsfw_threshold=0.5, max_queue=8)
     engine.start()
     requests = [small(model, seeds=(seed,)) for seed in range(3) for model in ("base", "sprint")]
     together = [future.result(SECONDS).pixels for future in [engine.submit(request) for request in requests]]

@@ -26,7 +26,7 @@ from sana_service.engine.errors import (
 from sana_service.engine.faults import answers, is_out_of_memory
 from sana_service.engine.limits import Limits
 from sana_service.models.checkpoint import Models
-from tests.pairs import job, with_checkpoint
+from tests.pairs import job, local_engine, with_checkpoint
 
 SECONDS = 60
 
@@ -36,7 +36,7 @@ ONE_SEAT = Limits(batch_cells={"base": 1, "sprint": 1}, seats={"base": 1, "sprin
 
 @contextmanager
 def running(models: Models, **options: Any) -> Iterator[Engine]:
-    engine = Engine(models, **{"safety": None, "nsfw_threshold": 0.5, "max_queue": 8, **options})
+    engine = local_engine(models, **{"safety": None, "nsfw_threshold": 0.5, "max_queue": 8, **options})
     engine.start()
     try:
         yield engine
@@ -325,7 +325,7 @@ def test_the_checker_is_not_asked_where_the_job_does_without_it(models):
 
 
 def test_nothing_is_taken_before_the_start_or_after_the_stop(models):
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
     assert not engine.accepting
     with pytest.raises(NotReady):
         engine.submit(job())
@@ -340,7 +340,7 @@ def test_nothing_is_taken_before_the_start_or_after_the_stop(models):
 
 
 def test_an_engine_that_never_started_stops(models):
-    assert Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8).stop(timeout_seconds=1)
+    assert local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8).stop(timeout_seconds=1)
 
 
 def test_draining_finishes_what_was_accepted_and_takes_no_more(models):
@@ -359,7 +359,7 @@ def test_draining_finishes_what_was_accepted_and_takes_no_more(models):
 
 
 def test_stopping_ends_the_running_job_within_a_step_and_the_waiting_ones(models):
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=ONE_SEAT)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=ONE_SEAT)
     engine.start()
     stopped: list[bool] = []
     stopper = threading.Thread(target=lambda: stopped.append(engine.stop(timeout_seconds=SECONDS)))

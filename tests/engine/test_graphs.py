@@ -13,13 +13,13 @@ import torch
 from sana_service import runtime
 from sana_service.engine import graphs, stages
 from sana_service.engine.backend import Backend, UnsupportedPrecision
-from sana_service.engine.engine import Engine
 from sana_service.engine.gate import MemoryGate
 from sana_service.engine.graphs import GraphSet
 from sana_service.images import Encoder
 from sana_service.models.checkpoint import Models
 from sana_service.settings import load_settings
 from sana_service.storage import Storage
+from tests.pairs import local_engine
 
 
 class Capturer:
@@ -166,8 +166,7 @@ def test_the_budget_reaches_every_device(
             super().__init__(models, gate, graph_bytes=graph_bytes, **options)
 
     monkeypatch.setattr(stages, "Backend", Recorder)
-    monkeypatch.setattr(runtime, "load_models", lambda *_: models)
-    monkeypatch.setattr(runtime, "resolve_devices", lambda _: ["cpu", "cpu"])
+    monkeypatch.setattr("sana_service.models.load.load_models", lambda *_: models)
     settings = load_settings({"SANA_SAFETY_MODEL": "off", "SANA_MODELS": "bundled", **given})
     encoder = Encoder()
     try:
@@ -175,9 +174,9 @@ def test_the_budget_reaches_every_device(
         assert generation.engine.stop(timeout_seconds=10)
     finally:
         encoder.close()
-    assert seen == [graph_bytes, graph_bytes]
+    assert seen == [graph_bytes]
 
 
 def test_8_bits_need_a_device_that_has_them(models: Models) -> None:
     with pytest.raises(UnsupportedPrecision, match=r"8\.9 or newer, not cpu"):
-        Engine(models, safety=None, nsfw_threshold=0.5, max_queue=1, precision="fp8")
+        local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=1, precision="fp8")

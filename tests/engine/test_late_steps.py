@@ -13,14 +13,13 @@ import torch
 
 from sana_service.engine import engine as engines
 from sana_service.engine.denoise import DenoiseRow
-from sana_service.engine.engine import Engine
 from sana_service.engine.errors import JobCancelled
 from sana_service.engine.limits import Limits
 from sana_service.engine.stages import Stages, StepTime
 from sana_service.models.checkpoint import Models
 from tests.engine.simulated import Row, SimulatedEngine, SimulatedStages
 from tests.engine.test_observer import Recorder
-from tests.pairs import job
+from tests.pairs import job, local_engine
 
 SECONDS: dict[str, float] = {"base": 0.012, "sprint": 0.004}
 
@@ -173,7 +172,7 @@ def test_pictures_previews_and_progress_are_those_of_steps_that_end_at_once(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ):
     def drawn() -> tuple[list[np.ndarray], list[Recorder]]:
-        engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=ONE_IMAGE)
+        engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=ONE_IMAGE)
         engine.start()
         watches = [Recorder(previews) for previews in (3, 0, 2)]
         futures = [

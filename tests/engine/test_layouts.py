@@ -11,10 +11,9 @@ import torch
 from diffusers import SanaTransformer2DModel
 
 from sana_service.engine.bins import Size
-from sana_service.engine.engine import Engine
 from sana_service.engine.limits import default_limits
 from sana_service.models.checkpoint import Models
-from tests.pairs import Stock, job, with_checkpoint
+from tests.pairs import Stock, job, local_engine, with_checkpoint
 
 LAYOUTS = {512: 16, 2048: 64, 4096: 128}
 """Pixels of a square picture to `sample_size`."""
@@ -41,7 +40,7 @@ def with_layout(models: Models, pixels: int) -> Models:
 def test_a_layout_draws_at_its_own_size_what_stock_draws(pixels: int, models: Models, stock: Stock):
     layout = with_layout(models, pixels)
     request = job(width=pixels, height=pixels, num_inference_steps=1)
-    engine = Engine(layout, safety=None, nsfw_threshold=0.5, max_queue=1)
+    engine = local_engine(layout, safety=None, nsfw_threshold=0.5, max_queue=1)
     engine.start()
     picture = engine.submit(request).result(120).pixels[0]
     assert engine.stop()
@@ -78,7 +77,7 @@ def test_where_memory_is_short_a_picture_is_decoded_in_tiles(models: Models, mon
         attempts.append(Size(latents.shape[3], latents.shape[2]))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine = Engine(layout, safety=None, nsfw_threshold=0.5, max_queue=1)
+    engine = local_engine(layout, safety=None, nsfw_threshold=0.5, max_queue=1)
     engine.start()
     whole = engine.submit(request).result(120).pixels
     monkeypatch.setattr(checkpoint.vae, "decode", short)

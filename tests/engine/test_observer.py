@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sana_service.engine.engine import Engine
 from sana_service.engine.observer import Preview, Progress, preview_steps
-from tests.pairs import job
+from tests.pairs import job, local_engine
 
 
 class Recorder:
@@ -67,7 +66,7 @@ def test_a_flagged_preview_is_black(models):
         def probabilities(self, images):
             return [1.0] * len(images)
 
-    engine = Engine(models, safety=Always(), nsfw_threshold=0.5, max_queue=1)
+    engine = local_engine(models, safety=Always(), nsfw_threshold=0.5, max_queue=1)
     engine.start()
     try:
         watch, unchecked = Recorder(previews=1), Recorder(previews=1)
@@ -80,7 +79,7 @@ def test_a_flagged_preview_is_black(models):
 
 
 def test_a_waiting_job_knows_its_position(models):
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8)
     jobs = [job(num_inference_steps=50, seeds=(1, 2)), job(), job()]
     engine.start()
     futures = [engine.submit(one) for one in jobs]

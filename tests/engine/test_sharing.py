@@ -16,7 +16,7 @@ from sana_service.engine.job import Job
 from sana_service.engine.stages import Stages
 from sana_service.models.checkpoint import Models
 from tests.engine.conftest import BATCHES
-from tests.pairs import job
+from tests.pairs import job, local_engine
 
 SECONDS = 60
 
@@ -65,6 +65,7 @@ def submit_during_the_first_step(engine: Engine, steps: Steps, first: Job, other
 
 def all_encoded(engine: Engine) -> bool:
     """Whether the text stage has handed everything over."""
+    loop: Any
     (loop,) = engine._loops
     return len(loop._begun) + 1 == engine.running
 
@@ -117,7 +118,7 @@ def test_while_one_job_is_denoised_another_is_decoded(models: Models, steps: Ste
             stepped.set()
 
     steps.fails = after_the_decoder_began
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
     engine.start()
     futures = [engine.submit(job(model="sprint", num_inference_steps=1)), engine.submit(job(num_inference_steps=3))]
     for future in futures:
@@ -177,7 +178,7 @@ def test_out_of_memory_is_tried_again_with_the_device_to_itself(
         return original(stages, *arguments, **options)
 
     monkeypatch.setattr(Stages, stage, short)
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=8, limits=BATCHES)
     engine.start()
     once, always, other = (engine.submit(job(prompt=prompt, num_inference_steps=1)) for prompt in (*failures, "other"))
     assert isinstance(always.exception(SECONDS), OutOfDeviceMemory)

@@ -19,7 +19,7 @@ from sana_service.engine.engine import Engine
 from sana_service.engine.job import Artifact, Job
 from sana_service.models.checkpoint import Models
 from sana_service.models.load import load_models
-from tests.pairs import BundledStock, Stock, job, pillow_resize, quantise
+from tests.pairs import BundledStock, Stock, job, local_engine, pillow_resize, quantise
 
 TOLERANCE = 1e-4
 
@@ -42,7 +42,7 @@ def camera() -> Camera:
 
 @pytest.fixture(scope="module")
 def filmed(models: Models, camera: Camera) -> Iterator[Engine]:
-    engine = Engine(models, safety=camera, nsfw_threshold=0.5, max_queue=8)
+    engine = local_engine(models, safety=camera, nsfw_threshold=0.5, max_queue=8)
     engine.start()
     yield engine
     engine.stop()
@@ -103,7 +103,7 @@ def test_pictures_at_bin_sizes_are_the_stock_pipelines(
 )
 def test_the_bundled_models_pictures_are_the_stock_pipelines(case: dict[str, Any]):
     models, camera = load_models("bundled", "", "", None, None, "cpu", progress=False), Camera()
-    engine = Engine(models, safety=camera, nsfw_threshold=0.5, max_queue=8)
+    engine = local_engine(models, safety=camera, nsfw_threshold=0.5, max_queue=8)
     engine.start()
     pictures, _ = draw(engine, camera, job(**case))
     assert engine.stop()

@@ -22,7 +22,7 @@ from sana_service.engine.errors import DeadlineExceeded, DeadlineOutOfReach, Job
 from sana_service.engine.job import Job
 from sana_service.models.checkpoint import Models
 from tests.engine.conftest import BATCHES
-from tests.pairs import job
+from tests.pairs import job, local_engine
 
 JOBS, CLIENTS = 1000, 4
 PICTURE = {"width": 64, "height": 64}
@@ -119,7 +119,7 @@ class Crowd:
 
 
 def test_a_thousand_jobs_each_end_once_and_no_survivors_picture_changes(models: Models, shortages: Counter[str]):
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=40, limits=BATCHES)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=40, limits=BATCHES)
     engine.start()
     expected = {
         number: engine.submit(job(**request, **PICTURE)).result(60).pixels

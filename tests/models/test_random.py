@@ -12,12 +12,11 @@ import pytest
 import torch
 import transformers
 
-from sana_service.engine.engine import Engine
 from sana_service.models.architecture import FULL_SIZE
 from sana_service.models.checkpoint import Models
 from sana_service.models.instruction import human_instruction
 from sana_service.models.random import random_models, random_tokenizer
-from tests.pairs import DIFFUSERS_WARNS, job
+from tests.pairs import DIFFUSERS_WARNS, job, local_engine
 
 NARROW = replace(
     FULL_SIZE,
@@ -120,7 +119,7 @@ def test_the_text_encoders_buffers_are_those_of_a_plainly_built_one(models):
 
 @DIFFUSERS_WARNS
 def test_both_models_draw_finite_noise_of_the_size_asked_for(models):
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=4)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=4)
     engine.start()
     for model in ("base", "sprint"):
         artifact = engine.submit(job(model=model, width=512, height=512)).result(timeout=60)

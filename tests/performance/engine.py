@@ -26,7 +26,7 @@ from sana_service.engine.engine import Engine
 from sana_service.engine.job import Job
 from sana_service.models.load import load_models
 from tests.engine.simulated import SimulatedEngine, SimulatedStages
-from tests.pairs import BundledStock, job
+from tests.pairs import BundledStock, job, local_engine
 from tests.performance.overhead import GOAL_OVERHEAD_SECONDS, bare_seconds, outside_stages
 from tests.services import server
 
@@ -73,7 +73,7 @@ def stock_seconds(stock: BundledStock, requests: list[Job]) -> float:
 def compare_with_stock() -> dict[str, float]:
     torch.set_num_threads(max(1, CORES - 1))
     models = load_models("bundled", "", "", None, None, "cpu", progress=False)
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=REQUESTS)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=REQUESTS)
     engine.start()
     stock, requests = BundledStock(models), mixed_requests()
     engine_seconds(engine, requests[:2])

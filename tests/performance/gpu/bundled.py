@@ -17,7 +17,6 @@ import diffusers
 import numpy as np
 import torch
 
-from sana_service.engine.engine import Engine
 from sana_service.engine.fused.decoder import FusedDecoder
 from sana_service.engine.job import Job
 from sana_service.models.bundled import base_folder, sprint_folder
@@ -26,6 +25,7 @@ from sana_service.models.bundled.training.evaluate import shares
 from sana_service.models.bundled.training.pixels import score
 from sana_service.models.load import load_models
 from sana_service.models.names import Precision
+from tests.pairs import local_engine
 from tests.performance.gpu.bench import STEPS, Results, run_part
 
 CASES, STOCK_CASES = 300, 60
@@ -116,7 +116,7 @@ def _stock_picture(pipeline: Any, case: draw.Case, steps: int) -> np.ndarray:
 
 def _drawn(model: str, cases: list[draw.Case], precision: Precision) -> list[np.ndarray]:
     models = load_models("bundled", "", "", None, None, "cuda:0", progress=False)
-    engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=len(cases), precision=precision)
+    engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=len(cases), precision=precision)
     engine.start()
     futures = [engine.submit(job(model, case)) for case in cases]
     pictures = [future.result().pixels[0] for future in futures]

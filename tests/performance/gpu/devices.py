@@ -12,10 +12,10 @@ import time
 
 import torch
 
-from sana_service.engine.engine import Engine
 from sana_service.engine.job import Job
 from sana_service.images import Encoder
 from sana_service.models.load import load_models
+from tests.pairs import local_engine
 from tests.performance.gpu.bench import DEFAULT, SQUARE, Requests, Results, run_part
 
 REQUESTS = (("base", SQUARE, 20), ("sprint", SQUARE, 96), ("sprint", DEFAULT, 96))
@@ -29,7 +29,7 @@ def measure(results: Results) -> None:
     sets = [load_models("random", "", "", None, None, f"cuda:{i}", progress=False) for i in range(counts[-1])]
     engines = {}
     for count in counts:
-        engine = Engine(sets[:count], safety=None, nsfw_threshold=0.5, max_queue=1024)
+        engine = local_engine(sets[:count], safety=None, nsfw_threshold=0.5, max_queue=1024)
         began = time.perf_counter()
         engine.start()
         results.note(f"{count} devices, prepare_seconds", time.perf_counter() - began)

@@ -21,7 +21,6 @@ from typing import Any, get_args
 import torch
 
 from sana_service.cuda_graph import URGENT
-from sana_service.engine.engine import Engine
 from sana_service.engine.fused.decoder import FusedDecoder
 from sana_service.engine.fused.text import FusedTextEncoder
 from sana_service.engine.fused.transformer import FusedForward
@@ -33,6 +32,7 @@ from sana_service.engine.text import PromptEncoder
 from sana_service.models.load import load_models
 from sana_service.models.names import ModelName
 from sana_service.safety import FalconsAi
+from tests.pairs import local_engine
 from tests.performance.gpu.bench import SQUARE, STEPS, Results, request, run_part
 from tests.performance.gpu.hub_pair import write_safety
 
@@ -232,7 +232,7 @@ class Exactness:
         limits = Limits(
             batch_cells=dict.fromkeys(get_args(ModelName), 1024), seats=dict.fromkeys(get_args(ModelName), 6)
         )
-        engine = Engine(self.models, safety=None, nsfw_threshold=0.5, max_queue=64, limits=limits)
+        engine = local_engine(self.models, safety=None, nsfw_threshold=0.5, max_queue=64, limits=limits)
         engine.start()
 
         def jobs() -> list[Job]:

@@ -6,9 +6,9 @@ import statistics
 import time
 from typing import get_args
 
-from sana_service.engine.engine import Engine
 from sana_service.models.load import load_models
 from sana_service.models.names import Precision
+from tests.pairs import local_engine
 from tests.performance.gpu.bench import SQUARE, Requests, Results, run_part
 
 
@@ -17,7 +17,7 @@ def measure(results: Results) -> None:
     models = load_models("random", "", "", None, None, "cuda:0", progress=False)
     engines: dict[Precision, Requests] = {}
     for precision in get_args(Precision):
-        engine = Engine(models, safety=None, nsfw_threshold=0.5, max_queue=256, precision=precision)
+        engine = local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=256, precision=precision)
         began = time.perf_counter()
         engine.start()
         results.note(f"{precision} prepare_seconds", time.perf_counter() - began)

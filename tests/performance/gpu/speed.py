@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sana_service.engine.engine import Engine
 from sana_service.models.load import load_models
+from tests.pairs import local_engine
 from tests.performance.gpu.bench import (
     DEFAULT,
     SQUARE,
@@ -84,7 +84,7 @@ class Speed:
         models = load_models("random", "", "", None, None, "cuda:0", progress=False)
         results.note("load_seconds", time.perf_counter() - began)
         self.stock = stock_pipelines(models)
-        self.ours = Requests(Engine(models, safety=None, nsfw_threshold=0.5, max_queue=256))
+        self.ours = Requests(local_engine(models, safety=None, nsfw_threshold=0.5, max_queue=256))
         began = time.perf_counter()
         self.ours.engine.start()
         results.note("prepare_seconds", time.perf_counter() - began)

@@ -1,0 +1,99 @@
+"""Devices that a process of its own can build: specifications are pickled, so they stand in a module."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+
+from sana_service.engine.device import LocalDevice, build_device
+from sana_service.engine.stages import Stages
+from sana_service.models.names import ModelName
+from tests.engine.simulated import LIMITS, SimulatedStages
+
+NAMES: dict[ModelName, str] = {"base": "a base", "sprint": "a sprint"}
+
+
+class _Plain:
+    def configure(self) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class PairDevice(_Plain):
+    """A pair of checkpoints on the CPU."""
+
+    base: Path
+    sprint: Path
+
+    def build(self) -> LocalDevice:
+        from tests.pairs import Pair  # the other devices need no diffusers, and start sooner
+
+        return replace(build_device(Pair(self.base, self.sprint).load(), None, 0.5), names=NAMES)
+
+
+class WritingStages(SimulatedStages):
+    """A simulated device whose pictures hold their seed, and which may fail.
+
+    Args:
+        fails: the image from which on it is lost; None for never.
+    """
+
+    def __init__(self, step_seconds: float, image_seconds: float, fails: int | None) -> None:
+        super().__init__(step_seconds, image_seconds)
+        self._left = fails
+
+    def prepare(self, _: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"allocated": 7}
+
+    def decode(self, shot: Any, *, tiled: bool = False) -> torch.Tensor:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                raise Unsendable(lambda: "which no pickle holds")
+        if shot.flight.job.prompt == "break":
+            raise ValueError("a picture that cannot be drawn")
+        return super().decode(shot, tiled=tiled)
+
+    def resize(self, shot: Any, image: torch.Tensor) -> None:
+        shot.flight.pixels[shot.image] = shot.flight.job.seeds[shot.image] % 251
+
+
+class Unsendable(torch.AcceleratorError):
+    """An error of a device that is lost."""
+
+
+@dataclass(frozen=True)
+class SimulatedDevice(_Plain):
+    """A device without a model."""
+
+    step_seconds: float = 0.0
+    image_seconds: float = 0.0
+    fails: int | None = None
+    refuses: str = ""
+
+    def build(self) -> LocalDevice:
+        if self.refuses:
+            raise OSError(self.refuses)
+        if self.fails is not None:
+            # The CPU always answers.
+            patch("sana_service.engine.loop.answers", return_value=False).start()
+        stages = WritingStages(self.step_seconds, self.image_seconds, self.fails)
+        return LocalDevice(cast(Stages, stages), LIMITS, NAMES)
+
+
+@dataclass(frozen=True)
+class SlowDevice(_Plain):
+    """A device that takes for ever to load."""
+
+    def build(self) -> LocalDevice:
+        time.sleep(3600)
+        raise AssertionError("unreachable")
