@@ -45,7 +45,7 @@ _OUTPUTS: dict[ModelName, type[Output]] = {"base": SanaOutput, "sprint": SanaSpr
 _SAMPLERS: dict[ModelName, str] = {"base": "DPM++ 2M", "sprint": "SCM"}
 _SEEDS = 2**64
 _WITHDRAW_SECONDS = 5.0
-_RANDOM_SEEDS = 2**32
+_RANDOM_SEED_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Generation:
     def _job(self, model: ModelName, request: BaseInput, deadline: float, observer: Observer | None) -> Job:
         size = resolve_size(request.image_size)
         prompt, negative_prompt = apply_style(request.style_name, request.prompt, request.negative_prompt)
-        seed = request.seed if request.seed is not None else secrets.randbelow(_RANDOM_SEEDS)
+        seed = request.seed if request.seed is not None else secrets.randbits(_RANDOM_SEED_BITS)
         return Job(
             model=model,
             prompt=prompt,

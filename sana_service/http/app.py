@@ -42,7 +42,15 @@ from sana_service.http.fal import Queue, key_set_response
 from sana_service.http.keys import ApiKeys, read_key_digests
 from sana_service.http.openai import Images
 from sana_service.http.page import page_routes
-from sana_service.http.routes import FILES_PREFIX, OPENAI_PREFIX, QUEUE_PREFIX, KnownRoutes, QueueHost
+from sana_service.http.routes import (
+    FILES_PREFIX,
+    GENERATE,
+    OPENAI_PREFIX,
+    QUEUE_PREFIX,
+    SPRINT,
+    KnownRoutes,
+    QueueHost,
+)
 from sana_service.http.tracing import Traced
 from sana_service.settings import Settings
 from sana_service.storage import Storage
@@ -97,6 +105,9 @@ def wrap(bentoml_app: ASGIApp, settings: Settings, storage: Storage, runtime: Ca
     )
     app = _ByPrefix(
         {
+            # Known by their whole path already; the router would try its own routes and then BentoML's.
+            GENERATE: bentoml_app,
+            SPRINT: bentoml_app,
             f"{QUEUE_PREFIX}/": Queue(settings, lambda: runtime().jobs),
             f"{OPENAI_PREFIX}/": Images(settings.max_pixels, runtime),
         },
