@@ -5,7 +5,7 @@ resource are set by OpenTelemetry's own variables. Names are those of the GenAI 
 otherwise `sana.*`. A prompt is in no span unless the operator says so.
 
 A request's spans are children of the caller's, by `traceparent`. They do not use OpenTelemetry's current span, since
-BentoML's middleware has put one there that nobody exports.
+what stands there is BentoML's, which nobody exports.
 """
 
 from __future__ import annotations
