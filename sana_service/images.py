@@ -33,6 +33,11 @@ OutputFormat = Literal["jpeg", "png"]
 
 JPEG_QUALITY = 95
 
+_FEW_IMAGES = 2
+"""As long as no more are here, a large JPEG's strips are encoded side by side. With more, cores are not what is short:
+each hand-over to another thread takes Python's lock from the event loop.
+"""
+
 _NEW_WEIGHT = 0.1
 """Share of the newest picture in the average time of a pixel."""
 
@@ -162,7 +167,8 @@ class Encoder:
     ) -> EncodedImage:
         """On a thread of the pool: encode, and learn how long it takes."""
         started = time.perf_counter()
-        image = encode(pixels, output_format, metadata, jpeg_quality, self._strips.map)
+        each = self._strips.map if self._images <= _FEW_IMAGES else map
+        image = encode(pixels, output_format, metadata, jpeg_quality, each)
         if self._signer is not None:
             image = replace(image, data=self._signer.sign(image.data, image.content_type))
         rate = (time.perf_counter() - started) / (image.width * image.height)

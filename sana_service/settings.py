@@ -93,8 +93,8 @@ class Settings(BaseModel):
     sprint_revision: str = Field("main", description="Branch, tag or commit of the sprint repository.")
     devices: Annotated[tuple[str, ...], BeforeValidator(_split_commas), AfterValidator(_devices)] = Field(
         ("auto",),
-        description="`cpu`, or a list such as `cuda:0,cuda:1`: one queue, and an engine loop for each device; `auto` "
-        "takes all CUDA devices, else the CPU.",
+        description="`cpu`, or a list such as `cuda:0,cuda:1`: one queue for all, and a process each; `auto` takes "
+        "all CUDA devices, else the CPU.",
     )
     storage_url: str = Field(
         default_factory=_default_storage_url,

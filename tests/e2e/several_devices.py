@@ -1,0 +1,25 @@
+"""The service with two simulated devices, a process each: `bentoml serve tests.e2e.several_devices:Sana`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import service
+from service import Sana, SanaService
+
+__all__ = ["Sana"]
+
+_to_asgi = SanaService.to_asgi
+
+
+def _serve(self: SanaService, is_main: bool = True) -> Any:
+    """Only the worker makes an application."""
+    from sana_service import runtime
+    from tests.performance.drawing import DrawingDevice
+
+    runtime.resolve_devices = lambda _: ["simulated:0", "simulated:1"]
+    runtime.ServiceDevice = DrawingDevice  # type: ignore[assignment,misc]
+    return _to_asgi(self, is_main)
+
+
+service.SanaService.to_asgi = _serve  # type: ignore[method-assign]
