@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import service
 from service import Sana, SanaService
@@ -17,8 +18,8 @@ def _serve(self: SanaService, is_main: bool = True) -> Any:
     from sana_service import runtime
     from tests.performance.drawing import DrawingDevice
 
-    runtime.resolve_devices = lambda _: ["simulated:0", "simulated:1"]
-    runtime.ServiceDevice = DrawingDevice  # type: ignore[assignment,misc]
+    patch.object(runtime, "resolve_devices", return_value=["simulated:0", "simulated:1"]).start()
+    patch.object(runtime, "ServiceDevice", DrawingDevice).start()
     return _to_asgi(self, is_main)
 
 

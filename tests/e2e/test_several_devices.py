@@ -18,7 +18,8 @@ BODY = {"prompt": "a", "image_size": "square"}
 def devices(server: services.Server) -> list[psutil.Process]:
     """The processes of the devices, in the order of their names."""
     family = psutil.Process(server.process.pid).children(recursive=True)
-    return sorted((one for one in family if "sana_service.engine.processes.child" in one.cmdline()), key=lambda p: p.pid)
+    children = [one for one in family if "sana_service.engine.processes.child" in one.cmdline()]
+    return sorted(children, key=lambda child: child.pid)
 
 
 def metric(text: str, name: str) -> float:
