@@ -61,16 +61,16 @@ def write_jpeg(
     strips = [pixels[start : start + lines * _BLOCK] for start in range(0, height, lines * _BLOCK)]
     first, *others = each(partial(_encoded, quality=quality), strips)
     start, frame, scan, data = _places(first)
-    parts = [first[:start], *(_segment(marker, told) for marker, told in segments)]
+    parts: list[bytes | memoryview] = [first[:start], *(_segment(marker, told) for marker, told in segments)]
     if not others:
         return b"".join((*parts, first[start:]))
     # The frame's length, its sample precision and then its height.
     parts += [first[start : frame + 5], struct.pack(">H", height), first[frame + 7 : scan]]
     parts += [_segment(_RESTART_INTERVAL, struct.pack(">H", lines * -(-width // _BLOCK)))]
-    parts += [first[scan : -len(_END)]]
+    parts += [memoryview(first)[scan : -len(_END)]]
     for number, strip in enumerate(others):
         # All headers are of one length.
-        parts += [bytes((0xFF, _FIRST_RESTART + number % 8)), strip[data : -len(_END)]]
+        parts += [bytes((0xFF, _FIRST_RESTART + number % 8)), memoryview(strip)[data : -len(_END)]]
     return b"".join((*parts, _END))
 
 

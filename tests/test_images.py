@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,25 @@ def test_encoder_gives_the_same_bytes_in_order(output_format: OutputFormat) -> N
     encoder.close()
     assert made == [encode(batch[i], output_format, _metadata(i)) for i in range(4)]
     assert [told.seed for image in made if (told := read(image.data))] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("pictures", "side_by_side"), [(2, True), (3, False)])
+def test_strips_are_encoded_side_by_side_where_few_pictures_are(
+    monkeypatch: pytest.MonkeyPatch, pictures: int, side_by_side: bool
+) -> None:
+    batch = np.stack([_picture(1024, 1024, seed) for seed in range(pictures)])
+    encoder = Encoder(workers=3)
+    shared: list[int] = []
+
+    def map_here(function: Any, strips: list[Any]) -> Any:
+        shared.append(len(strips))
+        return map(function, strips)
+
+    monkeypatch.setattr(encoder._strips, "map", map_here)
+    made = asyncio.run(encoder.encode_all(batch, "jpeg", [None] * pictures))
+    encoder.close()
+    assert made == [encode(pixels, "jpeg", None) for pixels in batch]
+    assert bool(shared) == side_by_side
 
 
 def test_the_event_loop_turns_while_pictures_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:

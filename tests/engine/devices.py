@@ -58,17 +58,13 @@ class WritingStages(SimulatedStages):
         if self._left is not None:
             self._left -= 1
             if self._left < 0:
-                raise Unsendable(lambda: "which no pickle holds")
+                raise torch.AcceleratorError("CUDA error: gone")
         if shot.flight.job.prompt == "break":
             raise ValueError("a picture that cannot be drawn")
         return super().decode(shot, tiled=tiled)
 
     def resize(self, shot: Any, image: torch.Tensor) -> None:
         shot.flight.pixels[shot.image] = shot.flight.job.seeds[shot.image] % 251
-
-
-class Unsendable(torch.AcceleratorError):
-    """An error of a device that is lost."""
 
 
 @dataclass(frozen=True)

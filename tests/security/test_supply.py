@@ -36,6 +36,9 @@ TRAINING = Path("models/bundled/training")
 
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "subprocess", "pty", "telnetlib", "ftplib"}
+STARTS_DEVICES = "sana_service/engine/processes/device.py"
+"""The one module that starts a process, this Python with a module of the service's own."""
+
 FORBIDDEN_ATTRIBUTES = {("os", "system"), ("os", "popen"), ("torch", "load"), ("torch", "jit"), ("yaml", "load")}
 
 
@@ -99,7 +102,21 @@ def test_no_source_runs_what_it_reads() -> None:
                         found.append(f"{name}: {owner}.{attribute}")
                 case ast.keyword(arg="shell" | "trust_remote_code", value=ast.Constant(value=True)):
                     found.append(f"{name}: {node.arg}=True")
-    assert found == []
+    assert found == [f"{STARTS_DEVICES}: subprocess"]
+
+
+def test_the_one_process_that_is_started_is_fixed() -> None:
+    tree = ast.parse((REPOSITORY / STARTS_DEVICES).read_text(encoding="utf-8"))
+    used = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess.")
+    ]
+    (call,) = used
+    assert ast.unparse(call.func) == "subprocess.Popen"
+    assert ast.unparse(call.args[0]) == "[sys.executable, '-m', _CHILD, *map(str, handles)]"
+    assert not {"shell", "executable", "preexec_fn"} & {keyword.arg for keyword in call.keywords}
+    assert "_CHILD = 'sana_service.engine.processes.child'" in ast.unparse(tree)
 
 
 def test_weights_are_read_from_safetensors_alone() -> None:

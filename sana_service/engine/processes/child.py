@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -161,16 +160,8 @@ class Order(Ticket):
 def _ended(number: int, outcome: Artifact | BaseException) -> Drawn | Failed:
     if isinstance(outcome, Artifact):
         return Drawn(number, outcome.flagged, outcome.timings, outcome.batch_images)
-    return Failed(number, _sendable(outcome), "".join(traceback.format_exception(outcome)))
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """An error without its frames; one that cannot be pickled is named instead."""
-    try:
-        copy: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return copy
+    trace = "".join(traceback.format_exception(outcome))
+    return Failed(number, type(outcome).__name__, str(outcome), trace)
 
 
 class Inbox:

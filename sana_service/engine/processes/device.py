@@ -20,7 +20,14 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from sana_service.engine.errors import NotReady, OutOfDeviceMemory
+from sana_service.engine.errors import (
+    DeadlineExceeded,
+    EngineError,
+    JobCancelled,
+    NotFinite,
+    NotReady,
+    OutOfDeviceMemory,
+)
 from sana_service.engine.job import Artifact
 from sana_service.engine.observer import Progress
 from sana_service.engine.processes.messages import (
@@ -55,6 +62,11 @@ if TYPE_CHECKING:
     from sana_service.models.names import ModelName
 
 _LOG = logging.getLogger("sana.engine")
+
+_ERRORS: dict[str, type[EngineError]] = {
+    error.__name__: error for error in (DeadlineExceeded, JobCancelled, NotFinite, NotReady, OutOfDeviceMemory)
+}
+"""Those that a job may end with on a device."""
 
 _END_SECONDS = 1.0
 """For a thread to see that its process has ended."""
@@ -365,13 +377,14 @@ class ProcessLoop:
                 self._queue.done(held.ticket)
 
 
-class _Trace(Exception):
-    """Where an error was raised in a device's process."""
+class RemoteError(Exception):
+    """What a device's process failed with, or where it did; not a class that is known here."""
 
 
 def _outcome(message: Drawn | Failed, pixels: np.ndarray) -> Artifact | BaseException:
     if isinstance(message, Drawn):
         return Artifact(pixels, message.flagged, message.timings, message.batch_images)
-    if message.error.__cause__ is None:
-        message.error.__cause__ = _Trace(f"in the device's process\n{message.trace}")
-    return message.error
+    known = _ERRORS.get(message.kind)
+    error = RemoteError(f"{message.kind}: {message.text}") if known is None else known(message.text)
+    error.__cause__ = RemoteError(f"in the device's process\n{message.trace}")
+    return error

@@ -106,12 +106,14 @@ class Failed(NamedTuple):
     """A job ended without a picture.
 
     Args:
-        error: told to its client.
-        trace: where it was raised, as text.
+        kind: name of the error's class.
+        text: of the error.
+        trace: where it was raised.
     """
 
     number: int
-    error: BaseException
+    kind: str
+    text: str
     trace: str
 
 

@@ -2,7 +2,8 @@
 
 One anonymous file, larger than will ever be used and empty where nothing was written. A block is one page, whose
 first byte says that the job was cancelled, and the pixels of all its images. Blocks are powers of two, so that a free
-one fits any later job of about its size; a power that is not filled costs addresses, not memory.
+one fits any later job of about its size; a power that is not filled costs addresses, not memory. What was written to
+is kept for later jobs: giving it back to the system and asking for it again takes longer than the pixels do.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 _SIZE_BYTES = 2**36
-_KEPT_BYTES = 2**30
-"""Memory of free blocks that is kept for the next jobs; what is more goes back to the system."""
-
 _HOLDERS = 2
 """A block is free once both processes have let it go."""
 
@@ -79,7 +77,6 @@ class PixelMemory(PixelMap):
         self._sizes: dict[int, int] = {}
         self._holders: dict[int, int] = {}
         self._free: defaultdict[int, list[int]] = defaultdict(list)
-        self._kept: set[int] = set()
         self._returned: SimpleQueue[int] = SimpleQueue()
 
     def take(self, shape: tuple[int, ...]) -> tuple[int, np.ndarray]:
@@ -95,7 +92,6 @@ class PixelMemory(PixelMap):
             self._reclaim()
             if self._free[size]:
                 offset = self._free[size].pop()
-                self._kept.discard(offset)
             elif self._end + size <= self._size_bytes:
                 offset, self._end = self._end, self._end + size
                 self._sizes[offset] = size
@@ -128,13 +124,4 @@ class PixelMemory(PixelMap):
             self._holders[offset] -= 1
             if not self._holders[offset]:
                 del self._holders[offset]
-                self._keep(offset)
-
-    def _keep(self, offset: int) -> None:
-        """A block is free; its memory stays, up to a limit."""
-        size = self._sizes[offset]
-        self._free[size].append(offset)
-        if sum(self._sizes[kept] for kept in self._kept) + size <= _KEPT_BYTES:
-            self._kept.add(offset)
-        else:
-            self._map.madvise(mmap.MADV_REMOVE, offset, size)
+                self._free[self._sizes[offset]].append(offset)
