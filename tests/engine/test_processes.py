@@ -36,9 +36,12 @@ class Served:
 
     def __init__(self, specs: tuple[DeviceSpec, ...]) -> None:
         self.processes = start_devices({f"device:{i}": spec for i, spec in enumerate(specs)})
-        self.memory = self.processes[0].memory
         self.engine = Engine(self.processes, max_queue=100)
         self.engine.start()
+
+    @property
+    def held_blocks(self) -> int:
+        return sum(process.memory.held_blocks for process in self.processes)
 
 
 @contextmanager
@@ -118,10 +121,10 @@ def test_many_jobs_are_spread_and_their_memory_comes_back():
         assert remote.engine.predicted_wait("sprint") == 0
         held = artifact.pixels[-1, :10]
         del artifact, futures, future, pixels
-        assert eventually(lambda: remote.memory.held_blocks == 1)
+        assert eventually(lambda: remote.held_blocks == 1)
         assert np.all(held == 82)
         del held
-        assert eventually(lambda: remote.memory.held_blocks == 0)
+        assert eventually(lambda: remote.held_blocks == 0)
         assert eventually(lambda: remote.engine.memory_bytes().get("device:1") == {"allocated": 7})
         assert remote.engine.shortages() == {"text": 0, "denoise": 0, "decode": 0, "finish": 0}
 
@@ -198,7 +201,7 @@ def test_a_device_that_cannot_be_built_is_told_and_the_others_end():
 
 
 def test_a_process_that_dies_while_it_loads_is_told():
-    process = DeviceProcess("device:0", SlowDevice(), PixelMemory())
+    process = DeviceProcess("device:0", SlowDevice())
     process.kill()
     with pytest.raises(DeviceError, match=r"^the process of device:0 ended while it loaded, signal 9$"):
         process.wait_ready()
@@ -208,9 +211,8 @@ def test_a_device_does_not_outlive_the_service():
     program = (
         "import time\n"
         "from sana_service.engine.processes.device import DeviceProcess\n"
-        "from sana_service.engine.processes.pixels import PixelMemory\n"
         "from tests.engine.devices import SimulatedDevice\n"
-        "process = DeviceProcess('device:0', SimulatedDevice(), PixelMemory())\n"
+        "process = DeviceProcess('device:0', SimulatedDevice())\n"
         "process.wait_ready()\n"
         "print(process.pid, flush=True)\n"
         "time.sleep(3600)\n"

@@ -17,6 +17,9 @@ from sana_service.engine.flight import Shot
 from sana_service.engine.stages import Stages, StepTime
 from tests.engine.simulated import LIMITS, Row, SimulatedStages
 
+SIZES = ((1024, 1024), (3840, 2160))
+"""Pictures that are made beforehand; one of another size takes long the first time."""
+
 STEP_SECONDS = {"base": 0.052, "sprint": 0.1}
 """Of a batch as large as `LIMITS` allows."""
 IMAGE_SECONDS = {"base": 0.018, "sprint": 0.032}
@@ -25,7 +28,9 @@ IMAGE_SECONDS = {"base": 0.018, "sprint": 0.032}
 class DrawingStages(SimulatedStages):
     """A simulated device whose pictures have pixels."""
 
-    def prepare(self, _: object) -> None: ...
+    def prepare(self, _: object) -> None:
+        for width, height in SIZES:
+            _picture(height, width)
 
     def close(self) -> None: ...
 

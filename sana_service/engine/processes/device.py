@@ -94,16 +94,16 @@ class DeviceProcess:
     Args:
         name: of the device, such as "cuda:0".
         spec: how it is built.
-        memory: where its pixels go.
     """
 
-    def __init__(self, name: str, spec: DeviceSpec, memory: PixelMemory) -> None:
+    def __init__(self, name: str, spec: DeviceSpec) -> None:
         self.name = name
-        self.memory = memory
+        # Its own: to write where another process has written takes as long as to ask the system for memory.
+        self.memory = PixelMemory()
         self._ready: Ready | None = None
         ours, theirs = socket.socketpair()
         with theirs:
-            handles = (theirs.fileno(), memory.fd)
+            handles = (theirs.fileno(), self.memory.fd)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _CHILD, *map(str, handles)],
                 pass_fds=handles,
@@ -176,8 +176,7 @@ def start_devices(specs: Mapping[str, DeviceSpec]) -> list[DeviceProcess]:
     Raises:
         DeviceError: a device cannot be used; no process is left then.
     """
-    memory = PixelMemory()
-    processes = [DeviceProcess(name, spec, memory) for name, spec in specs.items()]
+    processes = [DeviceProcess(name, spec) for name, spec in specs.items()]
     loading = {process.connection: process for process in processes}
     try:
         while loading:
