@@ -18,12 +18,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
 
 from loadtests import report, scenario
+from loadtests.coldstart import cold_start
 from loadtests.compare import interleaved
+from loadtests.errors import HarnessError, reason, was_interrupted
 from loadtests.explore import draw_curve, find_capacity, rate_of
 from loadtests.floor import ARCHITECTURES, measured_matrix_rate
-from loadtests.harness import KEY_VARIABLE, Harness, HarnessError, Options, check_server, work
+from loadtests.harness import KEY_VARIABLE, Harness, Options, check_server, work
 from loadtests.provenance import provenance
 from loadtests.revisions import serving
 from loadtests.suite import Place, assemble, run_suite
@@ -38,6 +43,34 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _address(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise argparse.ArgumentTypeError(f"{value!r} is no address such as http://127.0.0.1:3000")
+    return value.rstrip("/")
+
+
+def _at_least_one(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(value)
+
+
+def _positive(value: str) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def _shares(value: str) -> list[float]:
+    return [_positive(share) for share in value.split(",") if share]
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     whole = argparse.ArgumentParser(prog="python -m loadtests", description=__doc__.split("\n\n")[1])
@@ -46,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, what: str, host: bool = True) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=what, description=what)
         if host:
-            added.add_argument("--host", default="http://127.0.0.1:3000", help="the server")
+            added.add_argument("--host", type=_address, default="http://127.0.0.1:3000", help="the server")
         added.add_argument("--out", type=Path, default=Path("results"), help="folder for the reports")
         added.add_argument("--key-file", type=Path, help=f"file with the API key; else the variable {KEY_VARIABLE}")
         added.add_argument("--processes", type=int, default=0, help="worker processes that send the load, here")
@@ -65,19 +98,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("scenarios", nargs="+", type=Path)
     search = command("search", "find the largest rate that keeps the objective, and draw the curve around it")
     search.add_argument("scenario", type=Path)
-    search.add_argument("--precision", type=float, default=0.03, help="relative width at which the search ends")
+    search.add_argument("--precision", type=_positive, default=0.03, help="relative width at which the search ends")
     search.add_argument(
-        "--shares", default="0.2,0.4,0.6,0.8,0.9,1", help="of the capacity, for the curve; empty for none"
+        "--shares", type=_shares, default="0.2,0.4,0.6,0.8,0.9,1", help="of the capacity, for the curve; empty for none"
     )
     compare = command("compare", "measure two servers in turns A B B A", host=False)
     compare.add_argument("scenario", type=Path)
     for arm in ("a", "b"):
         group = compare.add_mutually_exclusive_group(required=True)
-        group.add_argument(f"--{arm}", help=f"address of server {arm.upper()}")
+        group.add_argument(f"--{arm}", type=_address, help=f"address of server {arm.upper()}")
         group.add_argument(f"--{arm}-command", help="starts it; {port} stands for a free port")
         group.add_argument(f"--{arm}-commit", help="commit to check out and start with --serve")
     compare.add_argument("--serve", default="bentoml serve service:Sana --port {port}", help="starts a commit's server")
-    compare.add_argument("--blocks", type=int, default=3, help="of four runs each")
+    compare.add_argument("--blocks", type=_at_least_one, default=3, help="of four runs each")
     compare.add_argument("--margin", type=float, default=0.05, help="relative difference that does not matter")
     suite = command("suite", "run a suite file, in parts that resume", host=False)
     suite.add_argument("file", type=Path)
@@ -96,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _options(arguments: argparse.Namespace, host: str) -> Options:
     return Options(
-        host=host.rstrip("/"),
+        host=host,
         api_key=_key(arguments),
         processes=arguments.processes,
         remote_workers=arguments.expect_workers,
@@ -126,8 +159,15 @@ def _finish(arguments: argparse.Namespace, document: dict[str, Any], api_key: st
     document["provenance"]["command"] = " ".join(["python -m loadtests", *arguments.argv])
     report.write(document, arguments.out, api_key)
     word = report.verdict(document)
+    for part in document["parts"]:
+        # The others were told as they came.
+        if part["type"] in {"capacity", "curve", "comparison", "cold_start"}:
+            for line in [*part["failures"], *part["invalid"]]:
+                say(f"{part['name']}: {line}")
     say(f"{word}; report in {arguments.out / 'report.html'}")
     print(json.dumps({"verdict": word, "report": str(arguments.out / "report.html")}))
+    if any(was_interrupted(part) for part in document["parts"]):
+        raise KeyboardInterrupt
     return _CODES[word]
 
 
@@ -143,27 +183,46 @@ def _load(path: Path) -> scenario.Load:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run scenarios, one after the other, against a running server."""
-    from loadtests.coldstart import cold_start
-
+    """Run scenarios, one after the other, against a running server; what ends one leaves those before it."""
     options = _options(arguments, arguments.host)
-    loaded = [scenario.load(path) for path in arguments.scenarios]
-    loads = [each for each in loaded if not isinstance(each, scenario.ColdStart)]
+    loaded = _loaded(arguments.scenarios)
     parts: list[dict[str, Any]] = []
-    for each in loaded:
-        if isinstance(each, scenario.ColdStart):
-            parts.append({"type": "cold_start", "name": each.name, **cold_start(each, options.api_key, say)})
-    if loads:
-        check_server(options.host, options.api_key)
-        harness = Harness(options)
-        try:
-            for load in loads:
-                done = run_scenario(harness, load, arguments.out, _floor(arguments), say)
-                parts.append({"type": "scenario", "name": load.name, **done})
-        finally:
+    harness: Harness | None = None
+    try:
+        for each in loaded:
+            if isinstance(each, scenario.ColdStart):
+                parts.append({"type": "cold_start", "name": each.name, **cold_start(each, options.api_key, say)})
+                continue
+            check_server(options.host, options.api_key)
+            harness = harness or Harness(options)
+            done = run_scenario(harness, each, arguments.out, _floor(arguments), say)
+            parts.append({"type": "scenario", "name": each.name, **done})
+            if was_interrupted(done):
+                break
+    except (HarnessError, KeyboardInterrupt) as error:
+        if not parts:
+            raise
+        say(f"{each.name}: {reason(error)}")
+        parts.append({"type": "failed", "name": each.name, "failures": [reason(error)]})
+    finally:
+        if harness:
             harness.close()
     title = ", ".join(each.name for each in loaded)
     return _finish(arguments, _document(title, options.host, parts), options.api_key)
+
+
+def _loaded(paths: Sequence[Path]) -> list[scenario.Load | scenario.ColdStart]:
+    """The scenarios of some files, cold starts first.
+
+    Raises:
+        ScenarioError: one is wrong, or two have the same name.
+    """
+    loaded = [scenario.load(path) for path in paths]
+    names = [each.name for each in loaded]
+    for name in names:
+        if names.count(name) > 1:
+            raise scenario.ScenarioError(f"two scenarios are named {name!r}: their records would replace each other")
+    return sorted(loaded, key=lambda each: not isinstance(each, scenario.ColdStart))
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -176,9 +235,8 @@ def search(arguments: argparse.Namespace) -> int:
     try:
         found = find_capacity(harness, load, arguments.precision, say)
         parts = [{"type": "capacity", "name": f"Capacity: {load.name}", **found}]
-        shares = [float(share) for share in arguments.shares.split(",") if share]
-        if shares and found["rate"] and not found["failures"]:
-            drawn = draw_curve(harness, load, found["rate"], shares, say)
+        if arguments.shares and found["rate"] and not found["failures"]:
+            drawn = draw_curve(harness, load, found["rate"], arguments.shares, say)
             parts.append({"type": "curve", "name": f"Latency and throughput: {load.name}", **drawn})
     finally:
         harness.close()
@@ -230,9 +288,9 @@ def again(arguments: argparse.Namespace) -> int:
     """Write Markdown and HTML of a result once more."""
     try:
         document = json.loads(arguments.file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"{arguments.file}: is no result, {error}") from error
-    report.write(document, arguments.file.parent)
+        report.write(document, arguments.file.parent)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise HarnessError(f"{arguments.file}: is no result, {type(error).__name__}: {error}") from error
     return EXIT_OK
 
 
@@ -264,16 +322,32 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+def _interrupt_here() -> None:
+    """SIGINT and SIGTERM interrupt this greenlet, which stops servers and writes reports, and no other one.
+
+    Python would interrupt whichever runs; Locust's that starts users takes that for an order of its own.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(f"{path}: the folder cannot be made, {error.strerror}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say; the exit code."""
     arguments = parser().parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
     # Locust's page parses them, too, and knows other ones.
     sys.argv = sys.argv[:1]
-    if arguments.command != "worker":
-        # A server that was started must be stopped, whichever way this ends.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if "out" in arguments:
+            _interrupt_here()
+            _make_folder(arguments.out)
         return _COMMANDS[arguments.command](arguments)
     except scenario.ScenarioError as error:
         say(str(error))

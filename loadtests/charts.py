@@ -13,7 +13,9 @@ from typing import Any
 
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 40
-_COLOURS = 8
+_COLOURS = 9
+# One bar alone would be as wide as the plot.
+_LEAST_BARS = 6
 
 Scale = Callable[[float], float]
 
@@ -112,8 +114,10 @@ def percentiles(curves: dict[str, list[list[float]]], limits: dict[str, float]) 
     plot.axis_y(ticks(0, high), shown_seconds)
     marks = [share for share in (0, 0.5, 0.9, 0.99, 0.999, 0.9999) if nines(share) <= most + 1e-9]
     plot.axis_x([nines(share) for share in marks], "percentile", lambda value: f"{100 * (1 - 10**-value):g}")
-    for index, (name, pairs) in enumerate(curves.items()):
+    for index, pairs in enumerate(curves.values()):
         plot.line([(nines(share), seconds) for share, seconds in pairs], index)
+    # Above the lines, or they would cross out the words.
+    for index, name in enumerate(curves):
         if name in reached:
             plot.level(reached[name], f"objective of {name}", index)
     return plot.svg()
@@ -193,8 +197,10 @@ def knee(document: dict[str, Any], objective: float | None) -> str:
     if not points:
         return ""
     points.sort(key=lambda point: point["rate"])
-    offered = max(point["rate"] for point in points) * 1.08
+    offered = max(document["capacity"], *(point["rate"] for point in points)) * 1.08
     high = max(point["p99"] or point["p50"] for point in points)
+    if objective and objective < 2 * high:
+        high = max(high, objective)
     within = [point["p99"] for point in points if point["p99"] and objective and point["p99"] < 2.5 * objective]
     cap = min(high, max([objective * 2.5, *within])) if objective else high
     plot = _Plot("Latency over the offered rate", offered, cap * 1.08)
@@ -218,13 +224,13 @@ def knee(document: dict[str, Any], objective: float | None) -> str:
     return plot.svg()
 
 
-def bars(counts: dict[str, int], label: str) -> str:
+def bars(counts: dict[str, int], title: str, label: str) -> str:
     """Counts by a number, such as batch sizes."""
     if not counts:
         return ""
     high = max(counts.values()) * 1.1
-    plot = _Plot(label, len(counts), high, 200)
-    plot.axis_y(ticks(0, high, 4))
+    plot = _Plot(title, max(len(counts), _LEAST_BARS), high, 200)
+    plot.axis_y([tick for tick in ticks(0, high, 4) if tick == int(tick)], "{:,.0f}".format)
     plot.axis_x([], label)
     width = plot.x(1) - plot.x(0)
     for index, (name, count) in enumerate(counts.items()):
@@ -237,10 +243,11 @@ def bars(counts: dict[str, int], label: str) -> str:
     return plot.svg()
 
 
-def series(pairs: Sequence[Sequence[float]], label: str, show: Callable[[float], str]) -> str:
-    """One value over time."""
+def series(pairs: Sequence[Sequence[float]], label: str, unit: float, show: Callable[[float], str]) -> str:
+    """One value over time, in a unit, so that its ticks are round."""
     if len(pairs) < 2:
         return ""
+    pairs = [(at, value / unit) for at, value in pairs]
     high = max(value for _, value in pairs) * 1.15 or 1.0
     plot = _Plot(label, pairs[-1][0], high, 180)
     plot.axis_y(ticks(0, high, 3), show)

@@ -17,7 +17,7 @@ from typing import Any
 
 from loadtests import measure, scenario
 from loadtests.contract import answer_faults
-from loadtests.harness import HarnessError
+from loadtests.errors import HarnessError
 from loadtests.schedule import Source
 
 _POLL_SECONDS = 0.05

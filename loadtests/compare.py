@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from loadtests.errors import HarnessError, reason
 from loadtests.measure import student
 
 Arm = Literal["A", "B"]
@@ -78,20 +79,31 @@ def blocks_of(values: Sequence[tuple[Arm, float]]) -> tuple[list[float], list[fl
 
 
 def interleaved(run: Callable[[Arm, int], dict[str, Any]], blocks: int, margin: float) -> dict[str, Any]:
-    """Make the runs and compare them, by endpoint.
+    """Make the runs and compare them, by endpoint. What ends them early leaves the blocks that are complete.
 
     Args:
         run: makes one run and gives its document; it is called with the arm and the number of the run.
         blocks: of four runs.
         margin: see `compared`.
+
+    Raises:
+        HarnessError, KeyboardInterrupt: not even one run was made.
     """
-    arms = list(ORDER) * blocks
-    documents = [(arm, run(arm, number)) for number, arm in enumerate(arms)]
+    documents: list[tuple[Arm, dict[str, Any]]] = []
+    failures = []
+    try:
+        for number, arm in enumerate(list(ORDER) * blocks):
+            documents.append((arm, run(arm, number)))
+    except (HarnessError, KeyboardInterrupt) as error:
+        if not documents:
+            raise
+        failures.append(reason(error))
+    complete = documents[: len(documents) - len(documents) % len(ORDER)]
     rows = []
-    names = sorted({name for _, each in documents for name in each["endpoints"]})
+    names = sorted({name for _, each in complete for name in each["endpoints"]})
     for endpoint in names:
         for measure, more_is_better in MEASURES.items():
-            values = [(arm, _value(each["endpoints"].get(endpoint, {}), measure)) for arm, each in documents]
+            values = [(arm, _value(each["endpoints"].get(endpoint, {}), measure)) for arm, each in complete]
             usable = [(arm, value) for arm, value in values if value]
             if len(usable) < len(values):
                 continue
@@ -103,10 +115,10 @@ def interleaved(run: Callable[[Arm, int], dict[str, Any]], blocks: int, margin: 
             rows.append({"name": label, "measure": measure, "a": first, "b": second, **vars(ratio)})
     return {
         "margin": margin,
-        "blocks": blocks,
+        "blocks": len(complete) // len(ORDER),
         "rows": rows,
         "runs": [{"arm": arm, "failures": each["failures"], "invalid": each["invalid"]} for arm, each in documents],
-        "failures": [f"{arm}: {line}" for arm, each in documents for line in each["failures"]],
+        "failures": [*(f"{arm}: {line}" for arm, each in documents for line in each["failures"]), *failures],
         "invalid": [f"{arm}: {line}" for arm, each in documents for line in each["invalid"]],
         "worse": [row["name"] for row in rows if row["verdict"] == "worse"],
     }

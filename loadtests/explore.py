@@ -10,7 +10,8 @@ from typing import Any
 
 from loadtests import scenario
 from loadtests.client import Client
-from loadtests.harness import Harness, HarnessError
+from loadtests.errors import HarnessError, reason
+from loadtests.harness import Harness
 from loadtests.measure import generator_figures, meets
 from loadtests.records import Record
 from loadtests.schedule import Source
@@ -134,8 +135,8 @@ def find_capacity(harness: Harness, load: scenario.Load, precision: float = 0.03
     failures = []
     try:
         found = largest_rate(prober, start, start * _LEAST_SHARE, start * _MOST_SHARE, precision)
-    except HarnessError as error:
-        failures.append(str(error))
+    except (HarnessError, KeyboardInterrupt) as error:
+        failures.append(reason(error))
         kept = [probe.rate for probe in prober.probes if probe.keeps]
         found = Found(max(kept, default=0.0), None, tuple(prober.probes))
     if not found.rate and not failures:
@@ -160,8 +161,8 @@ def draw_curve(
     try:
         for share in shares:
             prober(share * capacity, early=False)
-    except HarnessError as error:
-        failures.append(str(error))
+    except (HarnessError, KeyboardInterrupt) as error:
+        failures.append(reason(error))
     probes = prober.probes
     usable = [probe for probe in probes if probe.throughput and probe.p50]
     best = knee([(probe.throughput or 0.0, probe.p50 or 0.0) for probe in usable])

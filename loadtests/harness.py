@@ -21,10 +21,13 @@ import gevent
 from locust.env import Environment
 
 from loadtests import records, scenario
+from loadtests.errors import INTERRUPTED, HarnessError, Interrupted
 from loadtests.monitor import Monitor, Sample
 from loadtests.records import Record, RecordFile
 from loadtests.session import Order, Session, probe
 from loadtests.users import ClosedLoopUser, OpenLoopUser, show
+
+__all__ = ["KEY_VARIABLE", "Harness", "HarnessError", "Judge", "Options", "RunData", "check_server", "work"]
 
 KEY_VARIABLE = "SANA_LOAD_API_KEY"
 Judge = Callable[[Record | None, Any], str | None]
@@ -38,10 +41,6 @@ _POLL_SECONDS = 0.05
 _REPORT_SECONDS = 0.5
 _WORKERS_SECONDS = 60.0
 _ROOT = Path(__file__).resolve().parents[1]
-
-
-class HarnessError(Exception):
-    """A run cannot begin, or cannot go on; the text is one line."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,10 @@ class Harness:
             path: file of the records, written as they come.
             judge: may end the run early; only asked where requests are sent from this process.
             mark: stands in the prompts, random if None.
+
+        Raises:
+            HarnessError: load workers are gone.
+            Interrupted: with what was measured so far.
         """
         data = RunData(mark=secrets.token_hex(4) if mark is None else mark)
         file = RecordFile(path) if path else None
@@ -135,6 +138,9 @@ class Harness:
                 self._run_on_workers(load, repeat, data, file)
             else:
                 self._run_here(load, repeat, data, file, judge)
+        except KeyboardInterrupt as interrupt:
+            data.stop_reason = INTERRUPTED
+            raise Interrupted(data) from interrupt
         finally:
             data.samples = self._monitor.end()
             if file:
@@ -190,7 +196,7 @@ class Harness:
         finally:
             self._runner.stop()
             session.close()
-        data.lateness, data.stop_reason = session.lateness, session.stop_reason
+            data.lateness, data.stop_reason = session.lateness, session.stop_reason
 
     def _run_on_workers(self, load: scenario.Load, repeat: int, data: RunData, file: RecordFile | None) -> None:
         clients = sorted(self._runner.clients)

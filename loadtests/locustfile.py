@@ -53,6 +53,15 @@ def _output_formats(value: str) -> str:
     return value
 
 
+def _prompts_file(value: str) -> str:
+    try:
+        if value:
+            _prompts_of(value)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return value
+
+
 def _share(value: str) -> float:
     share = float(value)
     if not 0 <= share <= 1:
@@ -82,7 +91,12 @@ def _add_options(parser: LocustArgumentParser, **_: Any) -> None:
     option("guidance", "guidance scale", type=float, default=5.0)
     option("num-images", "images a request", type=int, default=1)
     option("output-format", "jpeg, png, or both by a comma", type=_output_formats, default="jpeg")
-    option("prompts-file", "text file, a prompt a line, drawn at random; else every prompt differs", default="")
+    option(
+        "prompts-file",
+        "text file, a prompt a line, drawn at random; else every prompt differs",
+        type=_prompts_file,
+        default="",
+    )
     option("prompt-reuse", "share of requests that repeat a prompt of a hundred, 0 to 1", type=_share, default=0.0)
     option(
         "seed-mode",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
@@ -130,6 +132,8 @@ HEADINGS = (
     *("endpoint", "requests", "failed / refused", "p50", "p90", "p95", "p99", "p99.9"),
     *("images/s", "megapixels/s", "within objective", "share of floor"),
 )
+CURVE_HEADINGS = ("offered/s", "answered/s", "p50", "p99, or greatest of fewer than 100")
+RATIO_HEADINGS = ("B / A", "A", "B", "ratio", "95 % interval", "")
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -139,22 +143,36 @@ def markdown(document: dict[str, Any]) -> str:
     for part in document["parts"]:
         lines += [f"## {part['name']}", ""]
         if part["type"] == "scenario":
-            lines += [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join('---' for _ in HEADINGS)} |"]
+            lines += [objective(part), "", *_head(HEADINGS)]
             lines += [f"| {' | '.join(cells(part, row))} |" for row in rows_of(part)]
         elif part["type"] == "capacity":
             lines += [f"Largest rate that keeps the objective: **{number(part['rate'])}/s**"]
         elif part["type"] == "curve":
-            lines += ["| offered/s | answered/s | p50 | p99 |", "| --- | --- | --- | --- |"]
+            lines += _head(CURVE_HEADINGS)
             lines += [f"| {' | '.join(curve_cells(point))} |" for point in part["points"]]
         elif part["type"] == "comparison":
-            lines += ["| B / A | ratio | 95 % interval | |", "| --- | --- | --- | --- |"]
+            lines += [f"A is {part['a']}, B is {part['b']}.", "", *_head(RATIO_HEADINGS)]
             lines += [f"| {' | '.join(ratio_cells(row))} |" for row in part["rows"]]
         elif part["type"] == "cold_start":
-            lines += ["| start | alive | ready | first picture |", "| --- | --- | --- | --- |"]
+            lines += _head(("start", "alive", "ready", "first picture"))
             lines += [f"| {' | '.join(start_cells(index, each))} |" for index, each in enumerate(part["starts"])]
         notes = [*failures(part), *invalid(part), *doubts(part)]
         lines += ["", *(f"* {note}" for note in notes), *([""] if notes else [])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _head(headings: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(headings)} |", f"| {' | '.join('---' for _ in headings)} |"]
+
+
+def objective(part: dict[str, Any]) -> str:
+    """What "within objective" and "goodput" are counted against, in a sentence; empty where they are not."""
+    wanted = part.get("scenario") or {}
+    if part["type"] not in {"scenario", "capacity", "curve"} or "objective" not in wanted:
+        return ""
+    endpoints = dict.fromkeys(each["endpoint"] for each in wanted["requests"])
+    limits = [f"{name} within {shown_seconds(wanted['objective'][f'{name}_seconds'])}" for name in endpoints]
+    return f"Objective: {100 * wanted['objective']['share']:g} % of {', '.join(limits)}."
 
 
 def origin(made: dict[str, Any]) -> str:
@@ -174,7 +192,8 @@ def curve_cells(point: dict[str, Any]) -> list[str]:
 
 def ratio_cells(row: dict[str, Any]) -> list[str]:
     ends = f"{row['low']:.3f} to {row['high']:.3f}" if row["high"] is not None else "one block gives none"
-    return [row["name"], f"{row['ratio']:.3f}", ends, row["verdict"]]
+    show = shown_seconds if row["measure"].startswith("latency_seconds") else number
+    return [row["name"], *(show(geometric_mean(row[arm])) for arm in "ab"), f"{row['ratio']:.3f}", ends, row["verdict"]]
 
 
 def start_cells(index: int, start: dict[str, Any]) -> list[str]:
@@ -200,7 +219,7 @@ def tiles(document: dict[str, Any]) -> list[dict[str, str]]:
             )
         if part["type"] == "comparison" and part["rows"]:
             row = part["rows"][0]
-            found.append(_tile(f"{row['name']}, of {part['a']}'s", f"{row['ratio']:.2f}", row["verdict"]))
+            found.append(_tile(f"{row['name']}, over that of {part['a']}", f"{row['ratio']:.2f}", row["verdict"]))
     if not found and document["parts"] and document["parts"][0]["type"] == "scenario":
         part = document["parts"][0]
         for row in part["repeats"][0]["endpoints"]:
@@ -243,16 +262,18 @@ def plots(part: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         _plot("Where the time goes", by_stage, styles),
         _plot("Due and answered a second", charts.rates(last["timeline"]), ["due", "answered"], first=2),
-        _plot("Batch sizes seen", charts.bars(last["all"]["batch_sizes"], "answers by batch size"), []),
+        _plot(
+            "Answers by batch size", charts.bars(last["all"]["batch_sizes"], "Answers by batch size", "batch size"), []
+        ),
     ]
-    for name, label, show in (
-        ("server_rss_bytes", "Memory of the server", lambda value: f"{value / 2**20:,.0f} MiB"),
-        ("gpu_utilisation", "GPU utilisation", lambda value: f"{value:.0%}"),
-        ("gpu_memory_bytes", "GPU memory", lambda value: f"{value / 2**30:.1f} GiB"),
-        ("gpu_watts", "GPU power", lambda value: f"{value:.0f} W"),
+    for name, label, unit, show in (
+        ("server_rss_bytes", "Memory of the server", 2**30, lambda value: f"{value:.3g} GiB"),
+        ("gpu_utilisation", "GPU utilisation", 1, lambda value: f"{value:.0%}"),
+        ("gpu_memory_bytes", "GPU memory", 2**30, lambda value: f"{value:.3g} GiB"),
+        ("gpu_watts", "GPU power", 1, lambda value: f"{value:.0f} W"),
     ):
         if name in last["resources"]:
-            drawn.append(_plot(label, charts.series(last["resources"][name]["series"], label, show), []))
+            drawn.append(_plot(label, charts.series(last["resources"][name]["series"], label, unit, show), []))
     return [plot for plot in drawn if plot["svg"]]
 
 
@@ -271,11 +292,13 @@ def html(document: dict[str, Any]) -> str:
     functions = {
         **{"plots": plots, "rows_of": rows_of, "cells": cells, "failures": failures, "invalid": invalid},
         **{"doubts": doubts, "curve_cells": curve_cells, "ratio_cells": ratio_cells, "start_cells": start_cells},
-        **{"number": number, "share": share, "seconds": shown_seconds, "mean_of": mean_of},
+        **{"number": number, "share": share, "seconds": shown_seconds, "mean_of": mean_of, "objective": objective},
     }
     return environment.get_template(_TEMPLATE).render(
         document=document,
         headings=HEADINGS,
+        curve_headings=CURVE_HEADINGS,
+        ratio_headings=RATIO_HEADINGS,
         tiles=tiles(document),
         verdict=verdict(document),
         origin=origin(document["provenance"]),

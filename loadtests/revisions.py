@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from loadtests.coldstart import started, wait_for
-from loadtests.harness import HarnessError
+from loadtests.errors import HarnessError
 
 _ROOT = Path(__file__).resolve().parents[1]
 _READY_SECONDS = 600.0

@@ -6,6 +6,7 @@ field, bound. Nothing is guessed and nothing silently corrected.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ def _readable_size(value: str) -> str:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=100_000)]
+"""Requests a second; more than any generator sends, and few enough to be drawn before a run."""
 Size = Annotated[str, AfterValidator(_readable_size)]
 
 
@@ -72,38 +75,38 @@ class RequestClass(_Part):
 
 class Poisson(_Part):
     process: Literal["poisson"]
-    rate: PositiveFloat
+    rate: Rate
 
 
 class Gamma(_Part):
     process: Literal["gamma"]
-    rate: PositiveFloat
+    rate: Rate
     burstiness: PositiveFloat
 
 
 class Constant(_Part):
     process: Literal["constant"]
-    rate: PositiveFloat
+    rate: Rate
 
 
 class Step(_Part):
     process: Literal["step"]
-    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
     seconds_each: PositiveFloat
 
 
 class Spike(_Part):
     process: Literal["spike"]
-    rate: PositiveFloat
-    peak_rate: PositiveFloat
+    rate: Rate
+    peak_rate: Rate
     at_seconds: Annotated[float, Field(ge=0)]
     for_seconds: PositiveFloat
 
 
 class Ramp(_Part):
     process: Literal["ramp"]
-    first_rate: Annotated[float, Field(ge=0)]
-    last_rate: PositiveFloat
+    first_rate: Annotated[float, Field(ge=0, le=100_000)]
+    last_rate: Rate
 
 
 class Trace(_Part):
@@ -285,7 +288,7 @@ def _line(fault: dict[str, Any], kinds: set[str]) -> str:
 
 
 def load(path: Path) -> Load | ColdStart:
-    """A scenario from a TOML file; a trace's path is relative to it.
+    """A scenario from a TOML file; a trace's path is relative to it, and the trace is looked at.
 
     Raises:
         ScenarioError: it cannot be read or is wrong.
@@ -301,4 +304,32 @@ def load(path: Path) -> Load | ColdStart:
     arrivals = document.get("arrivals")
     if isinstance(arrivals, dict) and isinstance(arrivals.get("file"), str):
         arrivals["file"] = str(path.parent / arrivals["file"])
-    return parse(document, str(path))
+    loaded = parse(document, str(path))
+    if isinstance(loaded, OpenLoop) and isinstance(loaded.arrivals, Trace):
+        read_trace(loaded.arrivals.file)
+    return loaded
+
+
+def read_trace(path: Path) -> list[float]:
+    """Seconds, one a line; a first line that is no number, and whatever follows a comma, is left out.
+
+    Raises:
+        ScenarioError: it cannot be read or is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: the trace cannot be read, {error}") from error
+    times = []
+    for number, line in enumerate(lines, start=1):
+        first = line.split(",")[0].strip()
+        if not first:
+            continue
+        try:
+            times.append(float(first))
+        except ValueError as error:
+            if number > 1:
+                raise ScenarioError(f"{path}: line {number} is no number of seconds: {first!r}") from error
+    if not times or not all(map(math.isfinite, times)):
+        raise ScenarioError(f"{path}: holds no times, or some that are not finite")
+    return times

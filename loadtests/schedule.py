@@ -12,7 +12,6 @@ import random
 from bisect import bisect
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,7 +122,7 @@ def arrival_times(
         ScenarioError: a trace cannot be read.
     """
     if isinstance(process, scenario.Trace):
-        return arrivals.replayed(_trace(process.file), process.speed, duration_seconds)
+        return arrivals.replayed(scenario.read_trace(process.file), process.speed, duration_seconds)
     intervals: arrivals.Intervals = arrivals.exponential
     if isinstance(process, scenario.Constant):
         intervals = arrivals.constant
@@ -144,24 +143,3 @@ def rate_of(
     if isinstance(process, scenario.Ramp):
         return arrivals.ramp(process.first_rate, process.last_rate, duration_seconds)
     return arrivals.steady(process.rate)
-
-
-def _trace(path: Path) -> list[float]:
-    """Seconds, one a line; a first line that is no number, and whatever follows a comma, is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise scenario.ScenarioError(f"{path}: the trace cannot be read, {error.strerror}") from error
-    times = []
-    for number, line in enumerate(lines, start=1):
-        first = line.split(",")[0].strip()
-        if not first:
-            continue
-        try:
-            times.append(float(first))
-        except ValueError as error:
-            if number > 1:
-                raise scenario.ScenarioError(f"{path}: line {number} is no number of seconds: {first!r}") from error
-    if not times or not np.isfinite(times).all():
-        raise scenario.ScenarioError(f"{path}: holds no times, or some that are not finite")
-    return times

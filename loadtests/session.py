@@ -100,6 +100,14 @@ class Session:
 
     def dispatch(self) -> None:
         """Open loop: send each request of this process's share when it is due, then wait for the answers."""
+        try:
+            self._send_all()
+        except Exception as error:
+            self._stop_for(error)
+        finally:
+            self._dispatched = True
+
+    def _send_all(self) -> None:
         times = self._source.times()
         for index in range(self._order.share, len(times), self._order.of):
             due = float(times[index])
@@ -112,7 +120,6 @@ class Session:
         if not self.stop_reason:
             self._wait_until(self.load.duration_seconds)
         self._drain()
-        self._dispatched = True
 
     @property
     def finished(self) -> bool:
@@ -126,6 +133,12 @@ class Session:
 
     def loop(self) -> None:
         """Closed loop, one user of it: ask, wait for the answer, ask again, until the time is over."""
+        try:
+            self._ask_in_turn()
+        except Exception as error:
+            self._stop_for(error)
+
+    def _ask_in_turn(self) -> None:
         self._wait_until(0.0)
         while self.now < self.load.duration_seconds and not self.stop_reason:
             with self._index_lock:
@@ -154,7 +167,14 @@ class Session:
         """End the run early; the first reason counts."""
         self.stop_reason = self.stop_reason or reason
 
+    def _stop_for(self, error: Exception) -> None:
+        """End the run for a fault of the generator, which Locust would meet by starting over, for ever."""
+        self.stop(f"the load generator failed: {type(error).__name__}: {error}")
+
     def close(self) -> None:
+        """Forget what is in flight: nobody keeps its record any more."""
+        self._waiting.clear()
+        self._pool.kill(block=False)
         self._heartbeat.kill()
         self._client.close()
         gc.enable()

@@ -23,9 +23,10 @@ from loadtests import report, scenario
 from loadtests.coldstart import cold_start, started, wait_for
 from loadtests.compare import interleaved
 from loadtests.cores import shared_cores
+from loadtests.errors import HarnessError, was_interrupted
 from loadtests.explore import at_rate, draw_curve, find_capacity, rate_of
 from loadtests.floor import ARCHITECTURES
-from loadtests.harness import Harness, HarnessError, Options
+from loadtests.harness import Harness, Options
 from loadtests.provenance import provenance
 from loadtests.suitefile import Part, Step, Suite, fingerprint, load_step
 from loadtests.trial import Floor, Say, judged, run_scenario
@@ -165,7 +166,10 @@ class _PartRun:
                     return False
                 if _needs_server(step) and self._harness is None:
                     self._start(stack)
-                self._keep(step, self._run(step))
+                document = self._run(step)
+                if was_interrupted(document):
+                    raise KeyboardInterrupt
+                self._keep(step, document)
         return True
 
     def _fits(self, step: Step) -> bool:

@@ -87,7 +87,7 @@ def load_suite(path: Path) -> Suite:
     """
     try:
         suite = Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise scenario.ScenarioError(f"{path}: {error}") from error
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]

@@ -17,6 +17,7 @@ import numpy as np
 
 from loadtests import measure, scenario, steady, truth
 from loadtests.contract import Expected
+from loadtests.errors import Interrupted
 from loadtests.floor import Architecture, share_of_floor
 from loadtests.records import Record
 from loadtests.schedule import Source
@@ -52,7 +53,7 @@ class Floor:
 def run_scenario(
     harness: Harness, load: scenario.Load, folder: Path, floor: Floor | None = None, say: Say = print
 ) -> dict[str, Any]:
-    """All repeats of a scenario, and a look at their pictures.
+    """All repeats of a scenario, and a look at their pictures; fewer repeats if one was stopped or interrupted.
 
     Args:
         harness: sends the requests.
@@ -65,7 +66,10 @@ def run_scenario(
     repeats = []
     for repeat in range(load.repeats):
         say(f"{load.name}, run {repeat + 1} of {load.repeats}: {load.duration_seconds:g} s")
-        data = harness.run(load, repeat, folder / f"{load.name}-{repeat + 1}.jsonl")
+        try:
+            data = harness.run(load, repeat, folder / f"{load.name}-{repeat + 1}.jsonl")
+        except Interrupted as interrupted:
+            data = interrupted.data
         document = judged(load, repeat, data, floor)
         if data.stop_reason is None:
             finding = look_at_pictures(harness, load, repeat, data)
@@ -140,7 +144,7 @@ def judged(load: scenario.Load, repeat: int, data: RunData, floor: Floor | None)
         "truth": None,
         "failures": failures(load, data, everything),
         "invalid": [] if generator["valid"] else [_late(generator)],
-        "doubts": _doubts(load, steadiness, records),
+        "doubts": _doubts(load, steadiness, everything["answered"]),
         "curves": {name: curve(group, begin, end) for name, group in endpoints.items()},
         "timeline": timeline(records, list(endpoints), end),
     }
@@ -216,7 +220,7 @@ def _steadiness(load: scenario.Load, records: Sequence[Record]) -> steady.Steadi
     return steady.steadiness(intended, np.array([record.latency for record in answered]))
 
 
-def _doubts(load: scenario.Load, found: steady.Steadiness | None, records: Sequence[Record]) -> list[str]:
+def _doubts(load: scenario.Load, found: steady.Steadiness | None, answered: int) -> list[str]:
     lines = []
     if found is not None and found.told:
         if found.drifting:
@@ -227,8 +231,8 @@ def _doubts(load: scenario.Load, found: steady.Steadiness | None, records: Seque
             lines.append(
                 f"steady only from {found.settled_at:.1f} s on, after the warm-up of {load.warm_up_seconds:g} s"
             )
-    if len(records) < 100:
-        lines.append(f"{len(records)} requests are too few for p99")
+    if answered < 100:
+        lines.append(f"{answered} {'answer is' if answered == 1 else 'answers are'} too few for p99")
     return lines
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from loadtests import compare
 from loadtests.compare import blocks_of, compared, interleaved
+from loadtests.errors import HarnessError
 from tests.loadtests.support import harness, queue_server, write_scenario
 
 
@@ -37,6 +38,26 @@ def test_a_known_ratio(ratio, verdict):
     assert row["low"] <= row["ratio"] <= row["high"]
     assert row["verdict"] == verdict
     assert found["worse"] == ([row["name"]] if verdict == "worse" else [])
+
+
+def test_what_ends_a_comparison_early_leaves_the_complete_blocks():
+    def run(arm: compare.Arm, number: int) -> dict:
+        if number == 6:
+            raise HarnessError("the server is gone")
+        return document(2.0 if arm == "B" else 1.0)
+
+    found = interleaved(run, 3, 0.05)
+    assert found["failures"] == ["the server is gone"]
+    assert (found["blocks"], len(found["runs"])) == (1, 6)
+    assert found["rows"][0]["ratio"] == pytest.approx(2.0)
+
+
+def test_a_comparison_without_a_run_is_none():
+    def run(arm: compare.Arm, number: int) -> dict:
+        raise HarnessError("no server")
+
+    with pytest.raises(HarnessError, match="no server"):
+        interleaved(run, 1, 0.05)
 
 
 def test_more_images_a_second_is_better():

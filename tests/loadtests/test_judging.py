@@ -96,7 +96,7 @@ def test_a_late_generator_makes_a_run_invalid_and_nothing_else():
 def test_doubts_are_told():
     growing = [record(index, float(index), latency=0.1 + index / 50) for index in range(100)]
     assert judged(load(), growing)["doubts"][0].startswith("latency rose over the whole run")
-    assert judged(load(), growing[:20])["doubts"] == ["20 requests are too few for p99"]
+    assert judged(load(), growing[:20])["doubts"] == ["20 answers are too few for p99"]
 
 
 def test_the_gpu_is_seen_through_nvml(monkeypatch):
@@ -178,6 +178,26 @@ def test_the_key_and_what_is_no_json_never_get_into_a_report(tmp_path):
 )
 def test_seconds_have_three_digits_that_count(value, shown):
     assert charts.shown_seconds(value) == shown
+
+
+def test_each_stage_has_a_colour_of_its_own():
+    names = ["queue", "text", "denoise", "decode", "safety", "resize", "encode", "store", "(outside the stages)"]
+    _, styles = charts.stages({"sprint": dict.fromkeys(names, 0.1)})
+    assert list(styles) == names
+    assert len(set(styles.values())) == len(names)
+
+
+def test_what_is_counted_against_is_said():
+    wanted = load(requests=[{"endpoint": "sprint"}, {"endpoint": "generate"}], objective={"share": 0.995})
+    part = {"type": "scenario", "scenario": wanted.model_dump(mode="json")}
+    assert report.objective(part) == "Objective: 99.5 % of sprint within 500 ms, generate within 2 s."
+    assert report.objective({"type": "comparison", "scenario": part["scenario"]}) == ""
+
+
+def test_a_comparison_shows_both_sides():
+    row = {"name": "sprint p50", "measure": "latency_seconds.p50", "a": [0.1, 0.4], "b": [0.3], "ratio": 1.5}
+    cells = report.ratio_cells(row | {"low": 1.4, "high": 1.6, "verdict": "worse"})
+    assert cells == ["sprint p50", "200 ms", "300 ms", "1.500", "1.400 to 1.600", "worse"]
 
 
 def test_ticks_are_round_and_within():

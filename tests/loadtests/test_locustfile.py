@@ -323,6 +323,10 @@ def test_a_wrong_option_is_told(tmp_path: Path) -> None:
     assert done.code != 0
     assert "'10by10' is neither WIDTHxHEIGHT nor one of square_hd, square," in done.output
     assert "Traceback" not in done.output
+    missing = _run(tmp_path, "--prompts-file", str(tmp_path / "none.txt"))
+    assert missing.code != 0
+    assert "argument --prompts-file: [Errno 2] No such file or directory" in missing.output
+    assert "Traceback" not in missing.output
 
 
 def _get(url: str, form: dict[str, str] | None = None) -> str:

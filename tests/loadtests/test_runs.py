@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from loadtests.records import CANCELLED
-from tests.loadtests.support import harness, queue_server, write_scenario
+from tests.loadtests.support import ROOT, harness, queue_server, write_scenario
 from tests.services import free_port
 
 KEY = "key-that-no-report-shows"
@@ -79,6 +82,96 @@ def test_a_server_that_dies_in_the_middle(tmp_path):
     assert sum(record.ok for record in done.records()) == 40
     assert reason.search((done.folder / "report.html").read_text())
     assert len(done.result()["parts"][0]["repeats"]) == 1
+
+
+def test_ctrl_c_in_the_middle_leaves_a_report(tmp_path):
+    """Of the run before, and of what the run that it ended had measured."""
+    short = write_scenario(tmp_path, seconds=0.5)
+    text = (tmp_path / "test.toml").read_text().replace('"test"', '"long"')
+    long, records = tmp_path / "long.toml", tmp_path / "out" / "long-1.jsonl"
+    long.write_text(text.replace("duration_seconds = 0.5", "duration_seconds = 60"))
+    with queue_server(tmp_path) as server:
+        command = [sys.executable, "-m", "loadtests", "run", short, str(long), "--host", server.url]
+        running = subprocess.Popen(
+            [*command, "--out", str(records.parent)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while running.poll() is None and not (records.exists() and records.read_text().count("\n") >= 5):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    lines = said.splitlines()
+    assert "long, run 1: interrupted by Ctrl-C or SIGTERM" in lines
+    assert lines[-1] == "interrupted; what was measured so far is kept"
+    assert not [line for line in lines if "Traceback" in line or "KeyboardInterrupt" in line]
+    first, second = json.loads((records.parent / "result.json").read_text())["parts"]
+    assert (first["name"], second["name"]) == ("test", "long")
+    assert second["repeats"][0]["all"]["answered"] >= 4
+    assert "interrupted by" in (records.parent / "report.html").read_text()
+
+
+def test_a_server_that_is_gone_leaves_the_scenarios_before_it(tmp_path):
+    first = write_scenario(tmp_path, seconds=2, rate=30)
+    second = tmp_path / "second.toml"
+    second.write_text((tmp_path / "test.toml").read_text().replace('"test"', '"second"'))
+    with queue_server(tmp_path, "--die-after", "30") as server:
+        done = harness(tmp_path, "run", first, str(second), "--host", server.url)
+    assert done.code == 1
+    assert done.lines.count(f"second: {server.url} cannot be reached: Connection refused") == 1
+    assert [part["type"] for part in done.result()["parts"]] == ["scenario", "failed"]
+    assert done.run()["all"]["answered"] >= 28
+
+
+def test_two_scenarios_of_one_name_would_share_a_file(tmp_path):
+    path = write_scenario(tmp_path)
+    done = harness(tmp_path, "run", path, path)
+    assert (done.code, done.lines) == (2, ["two scenarios are named 'test': their records would replace each other"])
+
+
+@pytest.mark.parametrize("kind", ["server", "single_stream"])
+def test_a_fault_of_the_generator_ends_the_run(kind, tmp_path):
+    """Locust starts a task again that failed, for ever."""
+    write_scenario(tmp_path, seconds=1)
+    text = (tmp_path / "test.toml").read_text().replace('"server"', f'"{kind}"')
+    if kind == "single_stream":
+        text = text[: text.index("[arrivals]")] + text[text.index("[[requests]]") :]
+    (tmp_path / "test.toml").write_text(text)
+    code = "import locust, sys; from loadtests import __main__, schedule; "
+    code += "schedule.Source.planned = lambda *_: 1 / 0; sys.exit(__main__.main(sys.argv[1:]))"
+    with queue_server(tmp_path) as server:
+        command = [sys.executable, "-c", code, "run", str(tmp_path / "test.toml"), "--host", server.url]
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / "out")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "test, run 1: the load generator failed: ZeroDivisionError: division by zero" in done.stderr.splitlines()
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:3000", "http://127.0.0.1:port", "http://", "ftp://host"])
+def test_an_address_that_is_none(host, tmp_path):
+    done = harness(tmp_path, "run", write_scenario(tmp_path), "--host", host)
+    assert done.code == 2
+    wanted = f"argument --host: {host!r} is no address such as http://127.0.0.1:3000"
+    assert done.lines[-1] == f"python -m loadtests run: error: {wanted}"
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    done = harness(tmp_path, "report", str(tmp_path / "result.json"))
+    assert (done.code, done.lines) == (1, [f"{tmp_path / 'result.json'}: is no result, KeyError: 'provenance'"])
+    (tmp_path / "out").write_text("a file, where a folder should be")
+    done = harness(tmp_path, "run", write_scenario(tmp_path))
+    assert (done.code, done.lines) == (1, [f"{tmp_path / 'out'}: the folder cannot be made, File exists"])
 
 
 def test_refusals_need_retry_after(tmp_path):

@@ -40,6 +40,7 @@ def test_each_suite_of_the_box_is_right_and_its_steps_are_short(path):
 FAULTS = {
     "rate = 5|rate = -1": "{path}: arrivals.rate: Input should be greater than 0, got -1",
     "rate = 5|rate = inf": "{path}: arrivals.rate: Input should be a finite number, got inf",
+    "rate = 5|rate = 1e9": "{path}: arrivals.rate: Input should be less than or equal to 100000, got 1000000000.0",
     "rate = 5|": "{path}: arrivals.rate: Field required",
     'process = "poisson"|process = "sometimes"': "{path}: arrivals.process: must be one of 'poisson', 'gamma', "
     "'constant', 'step', 'spike', 'ramp', 'trace', got 'sometimes'",
@@ -79,6 +80,13 @@ def test_a_missing_file_is_told(tmp_path):
         scenario.load(tmp_path / "none.toml")
 
 
+def test_a_suite_that_is_no_text_is_told(tmp_path):
+    path = tmp_path / "suite.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(scenario.ScenarioError, match="can't decode byte"):
+        suitefile.load_suite(path)
+
+
 def test_a_trace_lies_beside_its_scenario(tmp_path):
     (tmp_path / "trace.csv").write_text("seconds,path\n3.5,/sprint\n3.0\n\n9\n")
     path = tmp_path / "trace.toml"
@@ -87,8 +95,15 @@ def test_a_trace_lies_beside_its_scenario(tmp_path):
     assert isinstance(loaded, scenario.Server)
     np.testing.assert_allclose(Source(loaded, 0, "").times(), [0, 0.5, 6])
     (tmp_path / "trace.csv").write_text("1\ntwo\n")
+    # Before anything is sent, and not first in the middle of a run.
     with pytest.raises(scenario.ScenarioError, match="line 2 is no number of seconds: 'two'"):
-        Source(loaded, 0, "").times()
+        scenario.load(path)
+    (tmp_path / "trace.csv").write_bytes(b"1\n\xff\n")
+    with pytest.raises(scenario.ScenarioError, match=r"trace.csv: the trace cannot be read"):
+        scenario.load(path)
+    (tmp_path / "trace.csv").unlink()
+    with pytest.raises(scenario.ScenarioError, match=r"trace.csv: the trace cannot be read"):
+        scenario.load(path)
 
 
 def test_requests_depend_on_seed_repeat_and_index_alone(tmp_path):
