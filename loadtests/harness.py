@@ -247,7 +247,10 @@ class Harness:
         environment = os.environ | {KEY_VARIABLE: self.options.api_key, "PYTHONPATH": str(_ROOT)}
         for _ in range(self.options.processes):
             command = [sys.executable, "-m", "loadtests", "worker", "--master-port", port]
-            self._processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+            # In a session of their own: Ctrl-C is for the master, which ends them after the report.
+            self._processes.append(
+                subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            )
         deadline = time.monotonic() + _WORKERS_SECONDS
         while len(self._runner.clients) < self._workers:
             if time.monotonic() > deadline:
