@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import torch
 from sana_service.engine.device import LocalDevice, build_device
 from sana_service.engine.stages import Stages
 from sana_service.models.names import ModelName
-from tests.engine.simulated import LIMITS, SimulatedStages
+from tests.engine.simulated import LIMITS, PacedStages
 
 NAMES: dict[ModelName, str] = {"base": "a base", "sprint": "a sprint"}
 
@@ -36,23 +37,16 @@ class PairDevice(_Plain):
         return replace(build_device(Pair(self.base, self.sprint).load(), None, 0.5), names=NAMES)
 
 
-class WritingStages(SimulatedStages):
+class WritingStages(PacedStages):
     """A simulated device whose pictures hold their seed, and which may fail.
 
     Args:
         fails: the image from which on it is lost; None for never.
     """
 
-    def __init__(self, step_seconds: float, image_seconds: float, fails: int | None) -> None:
-        super().__init__(step_seconds, image_seconds)
+    def __init__(self, paces: Mapping[str, tuple[float, float]], fails: int | None) -> None:
+        super().__init__(paces)
         self._left = fails
-
-    def prepare(self, _: object) -> None: ...
-
-    def close(self) -> None: ...
-
-    def memory_bytes(self) -> dict[str, int]:
-        return {"allocated": 7}
 
     def decode(self, shot: Any, *, tiled: bool = False) -> torch.Tensor:
         if self._left is not None:
@@ -69,10 +63,18 @@ class WritingStages(SimulatedStages):
 
 @dataclass(frozen=True)
 class SimulatedDevice(_Plain):
-    """A device without a model."""
+    """A device without a model.
+
+    Args:
+        step_seconds, image_seconds: of a batch's step and of an image's decode.
+        paces: the same by model; None for the same of both.
+        fails: the image from which on it is lost.
+        refuses: why it cannot be built.
+    """
 
     step_seconds: float = 0.0
     image_seconds: float = 0.0
+    paces: Mapping[str, tuple[float, float]] | None = None
     fails: int | None = None
     refuses: str = ""
 
@@ -82,7 +84,8 @@ class SimulatedDevice(_Plain):
         if self.fails is not None:
             # The CPU always answers.
             patch("sana_service.engine.loop.answers", return_value=False).start()
-        stages = WritingStages(self.step_seconds, self.image_seconds, self.fails)
+        paces = self.paces or dict.fromkeys(NAMES, (self.step_seconds, self.image_seconds))
+        stages = WritingStages(paces, self.fails)
         return LocalDevice(cast(Stages, stages), LIMITS, NAMES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,33 @@ class SimulatedStages:
 
     def flag(self, job: Job, image: torch.Tensor) -> bool:
         return False
+
+
+class PacedStages(SimulatedStages):
+    """A simulated device that may be one of a real service's.
+
+    Args:
+        paces: seconds of a batch's step and of an image's decode, by model.
+    """
+
+    def __init__(self, paces: Mapping[str, tuple[float, float]]) -> None:
+        super().__init__()
+        self._paces = paces
+
+    def prepare(self, _: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"allocated": 7}
+
+    def step(self, rows: list[Row]) -> list[StepTime]:
+        self.step_seconds = self._paces[rows[0].key.model][0]
+        return super().step(rows)
+
+    def decode(self, shot: Shot, *, tiled: bool = False) -> torch.Tensor:
+        self.image_seconds = self._paces[shot.flight.job.model][1]
+        return super().decode(shot, tiled=tiled)
 
 
 def _wait(seconds: float) -> None:

@@ -14,36 +14,22 @@ from torch.nn.functional import interpolate
 
 from sana_service.engine.device import LocalDevice
 from sana_service.engine.flight import Shot
-from sana_service.engine.stages import Stages, StepTime
-from tests.engine.simulated import LIMITS, Row, SimulatedStages
+from sana_service.engine.stages import Stages
+from tests.engine.simulated import LIMITS, PacedStages
 
 SIZES = ((1024, 1024), (3840, 2160))
 """Pictures that are made beforehand; one of another size takes long the first time."""
 
-STEP_SECONDS = {"base": 0.052, "sprint": 0.1}
-"""Of a batch as large as `LIMITS` allows."""
-IMAGE_SECONDS = {"base": 0.018, "sprint": 0.032}
+PACES = {"base": (0.052, 0.018), "sprint": (0.1, 0.032)}
+"""Seconds of a step of a batch as large as `LIMITS` allows, and of a decode: 4.3 and 31 pictures a second."""
 
 
-class DrawingStages(SimulatedStages):
+class DrawingStages(PacedStages):
     """A simulated device whose pictures have pixels."""
 
     def prepare(self, _: object) -> None:
         for width, height in SIZES:
             _picture(height, width)
-
-    def close(self) -> None: ...
-
-    def memory_bytes(self) -> dict[str, int]:
-        return {}
-
-    def step(self, rows: list[Row]) -> list[StepTime]:
-        self.step_seconds = STEP_SECONDS[rows[0].key.model]
-        return super().step(rows)
-
-    def decode(self, shot: Shot, *, tiled: bool = False) -> torch.Tensor:
-        self.image_seconds = IMAGE_SECONDS[shot.flight.job.model]
-        return super().decode(shot, tiled=tiled)
 
     def resize(self, shot: Shot, image: torch.Tensor) -> None:
         target = shot.flight.pixels[shot.image]
@@ -72,4 +58,4 @@ class DrawingDevice:
         torch.set_num_threads(1)
 
     def build(self) -> LocalDevice:
-        return LocalDevice(cast(Stages, DrawingStages()), LIMITS, {"base": "simulated", "sprint": "simulated"})
+        return LocalDevice(cast(Stages, DrawingStages(PACES)), LIMITS, {"base": "simulated", "sprint": "simulated"})

@@ -27,7 +27,7 @@ from loadtests.cores import shared_cores
 from loadtests.harness import Harness, HarnessError, Options
 from loadtests.trial import judged
 from sana_service.environment import MEMORY
-from tests.performance.devices import GOAL_TIMES, LOAD
+from tests.performance.devices import GOAL_TIMES, SHARE
 
 KINDS = {
     "generate 3840x2160": {"endpoint": "generate", "image_size": "3840x2160"},
@@ -191,9 +191,9 @@ def measure(host: Host, arms: list[str], kinds: list[str]) -> tuple[dict[str, An
                 )
                 missed += [f"{kind}, {arm} devices: {one}" for one in figures["failures"] + figures["invalid"]]
                 if devices in {1, most}:
-                    tail = figures["at_load"] = server.latency(kind, LOAD * rate)
+                    tail = figures["at_load"] = server.latency(kind, SHARE * rate)
                     print(
-                        f"{kind}, {arm} devices at {LOAD:.0%}: p50 {tail['p50'] or 0:.3f} s, "
+                        f"{kind}, {arm} devices at {SHARE:.0%}: p50 {tail['p50'] or 0:.3f} s, "
                         f"p99 {tail['p99'] or 0:.3f} s of {tail['requests']} requests",
                         flush=True,
                     )
@@ -213,7 +213,7 @@ def goals_missed(kind: str, figures: dict[str, Any]) -> list[str]:
     one = figures["1"]["at_load"]["p99"]
     tails = [each["at_load"]["p99"] for arm, each in figures.items() if arm != "1" and "at_load" in each]
     if one and all(tails) and tails and min(tails) > one:
-        missed.append(f"{kind}: p99 at {LOAD:.0%} of capacity is {min(tails):.3f} s, on one {one:.3f} s")
+        missed.append(f"{kind}: p99 at {SHARE:.0%} of capacity is {min(tails):.3f} s, on one {one:.3f} s")
     return missed
 
 
