@@ -114,7 +114,7 @@ sbom: $(VENV)/run ## write the software bill of materials, CycloneDX, to sbom.js
 	$(BIN)/python -m tools.sbom sbom.json
 
 .PHONY: bench
-bench: $(VENV)/dev ## measure everything for a minute on the bundled model
+bench: $(VENV)/dev ## measure everything with a minute of load on the bundled model
 	$(BIN)/python -m loadtests suite loadtests/suites/sample.toml --out results/sample --again
 
 .PHONY: bench-engine
