@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loadtests.harness import RunData
+    from loadtests.rundata import RunData
 
 INTERRUPTED = "interrupted by Ctrl-C or SIGTERM"
 

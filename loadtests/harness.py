@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from locust.env import Environment
 
 from loadtests import records, scenario
 from loadtests.errors import INTERRUPTED, HarnessError, Interrupted
-from loadtests.monitor import Monitor, Sample
+from loadtests.monitor import Monitor
 from loadtests.records import Record, RecordFile
+from loadtests.rundata import RunData
 from loadtests.session import Order, Session, probe
 from loadtests.users import ClosedLoopUser, OpenLoopUser, show
 
@@ -64,27 +65,6 @@ class Options:
     master_port: int = 5557
     web_port: int | None = None
     server_pid: int | None = None
-
-
-@dataclass
-class RunData:
-    """What one run left.
-
-    Args:
-        records: one for each request that was sent, in the order in which they ended.
-        lateness: seconds by which the generators' heartbeats were late.
-        samples: of the server's memory and the GPU.
-        stop_reason: why the run ended early, None if it did not.
-        mark: stood in its prompts.
-        started_at: seconds since the epoch.
-    """
-
-    mark: str
-    started_at: float = 0.0
-    records: list[Record] = field(default_factory=list)
-    lateness: list[float] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    stop_reason: str | None = None
 
 
 class Harness:

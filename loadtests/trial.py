@@ -23,8 +23,9 @@ from loadtests.records import Record
 from loadtests.schedule import Source
 
 if TYPE_CHECKING:
-    from loadtests.harness import Harness, Judge, RunData
+    from loadtests.harness import Harness, Judge
     from loadtests.monitor import Sample
+    from loadtests.rundata import RunData
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INVALID, EXIT_SLOWER = range(5)
 

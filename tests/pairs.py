@@ -23,6 +23,7 @@ from sana_service.engine.bins import Box, Size
 from sana_service.engine.device import build_device
 from sana_service.engine.engine import Engine
 from sana_service.engine.job import Job
+from sana_service.engine.observer import Preview, Progress
 from sana_service.models.bundled.random_pair import build_random_pair
 from sana_service.models.checkpoint import Checkpoint, Models
 from sana_service.models.load import load_models
@@ -66,6 +67,21 @@ def local_engine(
     sets = models if isinstance(models, Sequence) else [models]
     devices = [build_device(one, safety, nsfw_threshold, **options) for one in sets]
     return Engine(devices, max_queue=max_queue, max_work=max_work, downstream=downstream)
+
+
+class Recorder:
+    """An observer that remembers."""
+
+    def __init__(self, previews: int = 0) -> None:
+        self.previews = previews
+        self.told: list[Progress] = []
+        self.shown: list[Preview] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+    def preview(self, preview: Preview) -> None:
+        self.shown.append(preview)
 
 
 @dataclass(frozen=True)

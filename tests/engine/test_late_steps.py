@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from sana_service.engine import engine as engines
+from sana_service.engine import device as devices
 from sana_service.engine.denoise import DenoiseRow
 from sana_service.engine.errors import JobCancelled
 from sana_service.engine.limits import Limits
 from sana_service.engine.stages import Stages, StepTime
 from sana_service.models.checkpoint import Models
 from tests.engine.simulated import Row, SimulatedEngine, SimulatedStages
-from tests.engine.test_observer import Recorder
-from tests.pairs import job, local_engine
+from tests.pairs import Recorder, job, local_engine
 
 SECONDS: dict[str, float] = {"base": 0.012, "sprint": 0.004}
 
@@ -184,7 +183,7 @@ def test_pictures_previews_and_progress_are_those_of_steps_that_end_at_once(
         return pictures, watches
 
     pictures, watches = drawn()
-    monkeypatch.setattr(engines, "Stages", LateRealStages)
+    monkeypatch.setattr(devices, "Stages", LateRealStages)
     late_pictures, late_watches = drawn()
     for one, other in zip(pictures, late_pictures, strict=True):
         np.testing.assert_array_equal(one, other)

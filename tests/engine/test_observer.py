@@ -5,21 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sana_service.engine.observer import Preview, Progress, preview_steps
-from tests.pairs import job, local_engine
-
-
-class Recorder:
-    def __init__(self, previews: int = 0) -> None:
-        self.previews = previews
-        self.told: list[Progress] = []
-        self.shown: list[Preview] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.told.append(progress)
-
-    def preview(self, preview: Preview) -> None:
-        self.shown.append(preview)
+from sana_service.engine.observer import preview_steps
+from tests.pairs import Recorder, job, local_engine
 
 
 @pytest.mark.parametrize(

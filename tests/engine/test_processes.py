@@ -18,11 +18,11 @@ import pytest
 
 from sana_service.engine.engine import Engine
 from sana_service.engine.errors import DeadlineExceeded, JobCancelled, NotReady
-from sana_service.engine.observer import Preview, Progress
-from sana_service.engine.processes.device import DeviceError, DeviceProcess, DeviceSpec, RemoteError, start_devices
+from sana_service.engine.processes.device import DeviceError, DeviceProcess, DeviceSpec, start_devices
+from sana_service.engine.processes.loop import RemoteError
 from sana_service.engine.processes.pixels import PixelMemory
 from tests.engine.devices import PairDevice, SimulatedDevice, SlowDevice
-from tests.pairs import Pair, job, local_engine
+from tests.pairs import Pair, Recorder, job, local_engine
 
 SECONDS = 60
 
@@ -62,19 +62,6 @@ def eventually(true: Callable[[], bool]) -> bool:
     return result
 
 
-class Watcher:
-    def __init__(self, previews: int) -> None:
-        self.previews = previews
-        self.told: list[Progress] = []
-        self.shown: list[Preview] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.told.append(progress)
-
-    def preview(self, preview: Preview) -> None:
-        self.shown.append(preview)
-
-
 def test_pictures_are_those_of_this_process(pair: Pair):
     requests: list[tuple[str, dict[str, Any]]] = [
         ("base", {"seeds": (3, 4), "width": 96, "height": 64}),
@@ -86,7 +73,7 @@ def test_pictures_are_those_of_this_process(pair: Pair):
     device = PairDevice(pair.base, pair.sprint)
     with served(device, device) as remote:
         for model, changes in requests:
-            watchers = Watcher(1), Watcher(1)
+            watchers = Recorder(1), Recorder(1)
             ours, theirs = (
                 engine.submit(small(model, observer=watcher, **{"num_inference_steps": 3, **changes})).result(SECONDS)
                 for engine, watcher in zip((local, remote.engine), watchers, strict=True)
