@@ -100,4 +100,7 @@ def test_one_value_that_is_not_finite_is_found(value, place):
 def test_the_largest_numbers_are_finite():
     """Of which a sum is not."""
     most = torch.finfo(torch.float32).max
-    require_finite(pixels=torch.full((4, 4), most), latents=torch.tensor([-most, 5e-45, 0.0]))
+    largest = torch.full((4, 4), most)
+    require_finite(pixels=largest, latents=torch.tensor([-most, 5e-45, 0.0]))
+    with pytest.raises(NotFinite, match="pixels"):
+        require_finite(pixels=2 * largest)
