@@ -61,9 +61,12 @@ def _at_least_one(value: str) -> int:
 
 
 def _positive(value: str) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
+        raise argparse.ArgumentTypeError(f"{value!r} is no number above 0")
     return number
 
 

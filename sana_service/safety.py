@@ -90,8 +90,9 @@ class FalconsAi:
     torchvision. It differs from the one in PIL, which rounds to 8 bits before, between and after the
     two passes of its resampling, by at most 1.5/255 of a picture's range.
 
-    On a CUDA device one picture alone is classified by a captured graph, from the first on. Several, and each where
-    nothing could be captured, are by the same kernels, launched one by one.
+    On a CUDA device one picture alone is classified by a captured graph, from the first on, which gives the same each
+    time. Several, and each where nothing could be captured, are launched kernel by kernel, to probabilities that differ
+    by rounding.
 
     Args:
         name: repository id or folder; weights as safetensors only.

@@ -18,6 +18,7 @@ import pytest
 
 from sana_service.engine.engine import Engine
 from sana_service.engine.errors import DeadlineExceeded, JobCancelled, NotReady
+from sana_service.engine.observer import Progress
 from sana_service.engine.processes.device import DeviceError, DeviceProcess, DeviceSpec, start_devices
 from sana_service.engine.processes.loop import RemoteError
 from sana_service.engine.processes.pixels import PixelMemory
@@ -178,6 +179,29 @@ def test_a_lost_device_gives_its_jobs_to_another_and_each_moves_once():
         errors = [error for future in futures if (error := future.exception())]
         assert any(str(error) == "AcceleratorError: CUDA error: gone" for error in errors)
         assert not remote.engine.healthy
+
+
+def test_an_observer_that_raises_fails_its_own_job_alone():
+    class Broken(Recorder):
+        def progress(self, progress: Progress) -> None:
+            raise RuntimeError("an observer must not raise")
+
+    with served(SimulatedDevice(0.01)) as remote:
+        broken = remote.engine.submit(small(observer=Broken(), num_inference_steps=5000))
+        others = [remote.engine.submit(small(seeds=(number,))) for number in range(20)]
+        assert [int(other.result(SECONDS).pixels[0, 0, 0, 0]) for other in others] == list(range(20))
+        assert str(broken.exception(SECONDS)) == "an observer must not raise"
+        assert remote.engine.running == remote.engine.devices_lost == 0
+
+
+def test_what_cannot_be_followed_loses_the_device_and_no_job(monkeypatch: pytest.MonkeyPatch):
+    with served(SimulatedDevice(0.01), SimulatedDevice(0.01)) as remote:
+        first = remote.engine._loops[0]
+        monkeypatch.setattr(first, "_hear", lambda _: 1 / 0)
+        others = [remote.engine.submit(small(seeds=(number,))) for number in range(20)]
+        assert [int(other.result(SECONDS).pixels[0, 0, 0, 0]) for other in others] == list(range(20))
+        assert eventually(lambda: first.lost)
+        assert remote.engine.devices_lost == 1
 
 
 def test_a_device_that_cannot_be_built_is_told_and_the_others_end():

@@ -16,7 +16,7 @@ import weakref
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sana_service.engine.costs import Costs
 from sana_service.engine.job import Artifact
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _FACTS_SECONDS = 1.0
 _JOIN_SECONDS = 60.0
 _GONE = 1
-"""Exit code where the process with the queue is gone."""
+"""Exit code where the process with the queue is gone, or cannot be spoken with."""
 
 
 class Outbox:
@@ -81,8 +81,8 @@ class Outbox:
             if told := [message for message in messages if message is not None]:
                 try:
                     self._connection.send(told)
-                except OSError:
-                    os._exit(_GONE)
+                except Exception as error:
+                    _end_at_once(error)
             if len(told) < len(messages):
                 return
 
@@ -196,6 +196,13 @@ class Inbox:
         return False
 
 
+def _end_at_once(error: Exception) -> NoReturn:
+    """The process with the queue is gone, or cannot be spoken with: it sees that this one ends, and loses no job."""
+    if not isinstance(error, EOFError | OSError):
+        traceback.print_exception(error)
+    os._exit(_GONE)
+
+
 def serve(connection: Connection, memory: PixelMap) -> None:
     """Be a device until told to stop."""
     spec: DeviceSpec = connection.recv()
@@ -207,13 +214,13 @@ def serve(connection: Connection, memory: PixelMap) -> None:
         while True:
             try:
                 message = connection.recv()
-            except (EOFError, OSError):
-                os._exit(_GONE)
-            if isinstance(message, Stop):
-                stopped.set()
-                return
-            inbox.put(Order(message, memory, outbox))
-            del message
+                if isinstance(message, Stop):
+                    stopped.set()
+                    return
+                inbox.put(Order(message, memory, outbox))
+                del message
+            except Exception as error:
+                _end_at_once(error)
 
     threading.Thread(target=receive, name="inbox", daemon=True).start()
     try:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,7 +62,8 @@ class DeviceProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self.connection = Connection(ours.detach())
-        self.connection.send(spec)
+        with suppress(OSError):  # it has ended already, which `wait_ready` tells
+            self.connection.send(spec)
 
     @property
     def pid(self) -> int:

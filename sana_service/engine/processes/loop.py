@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from sana_service.engine.errors import (
     DeadlineExceeded,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from sana_service.engine.admission import JobQueue
     from sana_service.engine.costs import Costs
+    from sana_service.engine.observer import Preview
     from sana_service.engine.processes.device import DeviceProcess
     from sana_service.engine.processes.pixels import SharedFlag
     from sana_service.engine.ticket import Ticket
@@ -134,18 +135,19 @@ class ProcessLoop:
 
     def _begin_all(self) -> None:
         while (ticket := self._queue.take(self._number)) is not None:
+            number, self._begun = self._begun, self._begun + 1
             try:
-                self._begin(ticket)
-            except MemoryError as error:
-                ticket.end(OutOfDeviceMemory(str(error)))
+                self._begin(number, ticket)
+            except Exception as error:
+                self._release(number)
+                ticket.end(OutOfDeviceMemory(str(error)) if isinstance(error, MemoryError) else error)
                 self._queue.done(ticket)
             # Or this frame keeps the pictures in memory until the next job comes.
             del ticket
 
-    def _begin(self, ticket: Ticket) -> None:
+    def _begin(self, number: int, ticket: Ticket) -> None:
         job, memory = ticket.job, self._process.memory
         offset, pixels = memory.take(job.pixel_shape)
-        number, self._begun = self._begun, self._begun + 1
         with self._lock:
             self._held[number] = _Held(ticket, pixels, memory.cancellation(offset))
         job.when_cancelled(partial(self._cancel, number))
@@ -178,7 +180,11 @@ class ProcessLoop:
                     self._hear(message)
                 self._queue.sweep()
         except (EOFError, OSError):
-            self._ended()
+            _LOG.debug("%s says nothing more", self.name)
+        except Exception:
+            _LOG.exception("what %s says cannot be followed", self.name)
+            self._process.kill()
+        self._ended()
 
     def _hear(self, message: Message) -> None:
         match message:
@@ -201,8 +207,13 @@ class ProcessLoop:
         match message:
             case Left(_, rows, images):
                 held.ticket.rows_left, held.ticket.images_left = rows, images
-            case Told(_, what):
-                self._tell(held.ticket, what)
+            case Told(number, what):
+                if (fault := self._tell(held.ticket, what)) is not None:
+                    # Its own job ends, and no other; the device stops drawing it.
+                    held.cancellation.set()
+                    self._release(number)
+                    held.ticket.end(fault)
+                    self._queue.done(held.ticket)
             case Drawn() | Failed():
                 self._release(message.number)
                 held.ticket.end(_outcome(message, held.pixels))
@@ -211,13 +222,20 @@ class ProcessLoop:
                 if self._queue.give_back(held.ticket):
                     self._release(number)
 
-    def _tell(self, ticket: Ticket, what: Any) -> None:
+    def _tell(self, ticket: Ticket, what: Progress | Preview) -> Exception | None:
+        """Tell a job's observer; what it raised, if it did."""
         observer = ticket.job.observer
         assert observer is not None
-        if isinstance(what, Progress):
-            observer.progress(what)
-        else:
-            observer.preview(what)
+        try:
+            if isinstance(what, Progress):
+                observer.progress(what)
+            else:
+                observer.preview(what)
+        except Exception as error:
+            _LOG.exception("the observer of request %s failed", ticket.job.request_id)
+            # The frames of its trace would hold the job's pixels as long as anyone holds the error.
+            return error.with_traceback(None)
+        return None
 
     def _release(self, number: int) -> _Held | None:
         """What was held under a number is the device's no more; None where it is not."""
@@ -233,9 +251,10 @@ class ProcessLoop:
 
     def _ended(self) -> None:
         """The process has ended: it was told to, or it died."""
-        ending = self._process.ending()
         if not self._stopping.is_set():
-            self._lose(f"its process ended, {ending}")
+            # One that says nothing more is of no use, even if it goes on.
+            self._process.join(_END_SECONDS)
+            self._lose(f"its process ended, {self._process.ending()}")
         self._over = True
         self._give_back_all()
 
